@@ -1,0 +1,254 @@
+"""Passes and the manager that runs them one after the other.
+
+A pass is a frozen dataclass whose fields are its options; it holds no state. What passes tell each
+other stands in the tables of `PassContext`, keyed by tensor name. Whatever watches passes (dumps,
+checks, timing) is an `Instrument`, outside of them.
+"""
+
+import dataclasses
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from onnxdrp.errors import OnnxDrpError, PassError
+from onnxdrp.report import Report
+
+if TYPE_CHECKING:
+    from onnxdrp.datareaders import DataReader
+    from onnxdrp.masks import Mask
+    from onnxdrp.model import Model
+    from onnxdrp.quantize import QuantParams, Range
+    from onnxdrp.targets import Target
+
+__all__ = ["Instrument", "Pass", "PassContext", "PassManager", "PassRecord", "PassResult"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did: whether the model differs now, and its figures.
+
+    Attributes:
+        modified: True only if graph or weights changed; the Verify instrument checks it by
+            fingerprint.
+        stats: figures that JSON can hold; what was passed over stands under "skipped" as {name:
+            reason}.
+    """
+
+    modified: bool
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PassContext:
+    """What passes share; nothing else is.
+
+    Attributes:
+        reader: calibration data, or None where no pass needs any.
+        target: the hardware profile.
+        seed: of everything random.
+        rates: {weight name: share to prune}, decided by SelectLayers.
+        refused: {node name: why it is not pruned}.
+        masks: {weight name: what stays}, of every pruned weight.
+        ranges: {tensor name: low and high}, from Calibrate.
+        quantization: {tensor name: scale, zero-point, dtype}.
+        kept_float: {node name: why it stays float}.
+    """
+
+    reader: "DataReader | None" = None
+    target: "Target" = field(default_factory=lambda: _generic())
+    seed: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    masks: "dict[str, Mask]" = field(default_factory=dict)
+    ranges: "dict[str, Range]" = field(default_factory=dict)
+    quantization: "dict[str, QuantParams]" = field(default_factory=dict)
+    kept_float: dict[str, str] = field(default_factory=dict)
+
+
+def _generic() -> "Target":
+    from onnxdrp.targets import load_target
+
+    return load_target("generic")
+
+
+class Pass(ABC):
+    """One transform of a model: a frozen dataclass whose fields are its options.
+
+    Attributes:
+        name: what recipes, dumps and the command line call it, in kebab-case.
+        keeps_results: True if the outputs of the model must be the same after it; Equivalence
+            proves it.
+    """
+
+    name: ClassVar[str]
+    keeps_results: ClassVar[bool] = False
+
+    def requires(self, model: "Model", ctx: PassContext) -> None:  # noqa: B027 - few need more
+        """Raise an OnnxDrpError, before any work, if the pass cannot run here."""
+
+    @abstractmethod
+    def run(self, model: "Model", ctx: PassContext) -> PassResult:
+        """Edit the model in place and fill tables of the context."""
+
+    def ensures(self, model: "Model", ctx: PassContext) -> None:  # noqa: B027 - most passes promise nothing more
+        """Raise a CheckError if what the pass promises does not hold after it."""
+
+    def options(self) -> dict[str, Any]:
+        """The values of its fields, as recipes and reports show them."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+@dataclass
+class PassRecord:
+    """What one pass did, for reports and for the cell of a notebook that steps through passes.
+
+    Attributes:
+        nodes: number of nodes before and after.
+        operators: {operator: change of its count}.
+        weights: how many stored tensors were added, removed, changed.
+        bytes: of all stored tensors, before and after.
+        seconds: of the pass alone, instruments not counted.
+        peak_rss_mb: peak resident memory while it ran; filled by the Timing instrument.
+    """
+
+    index: int
+    name: str
+    options: dict[str, Any]
+    modified: bool = False
+    stats: dict[str, Any] = field(default_factory=dict)
+    nodes: tuple[int, int] = (0, 0)
+    operators: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
+    bytes: tuple[int, int] = (0, 0)
+    seconds: float = 0.0
+    peak_rss_mb: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON shows of it."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        changes = [f"{op} {n:+d}" for op, n in sorted(self.operators.items())]
+        changes += [f"{n} weights {what}" for what, n in self.weights.items() if n]
+        before, after = self.bytes
+        if before != after:
+            changes.append(f"{before:,} -> {after:,} bytes")
+        figures = [f"{k}: {_brief(v)}" for k, v in self.stats.items()]
+        what = ", ".join(changes) or ("modified" if self.modified else "unchanged")
+        text = f"{self.index:03d} {self.name} ({self.seconds:.2f} s): {what}"
+        return "\n".join([text, *(f"    {line}" for line in figures)])
+
+    __repr__ = __str__
+
+
+class Instrument(Protocol):
+    """Watches passes from outside; the last to see `before` is the first to see `after`."""
+
+    def before(self, index: int, step: Pass, model: "Model", ctx: PassContext) -> None:
+        """Called before `requires` of each pass."""
+
+    def after(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, record: PassRecord
+    ) -> None:
+        """Called after `ensures` of a pass; may raise CheckError, or add to the record."""
+
+    def failed(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, error: Exception
+    ) -> None:
+        """Called instead of `after` when the pass, or a check of another instrument, raised."""
+
+
+class PassManager:
+    """Runs passes in order, with instruments around each.
+
+    Args:
+        passes: in the order they run.
+        instruments: called stack-like around each pass.
+    """
+
+    def __init__(self, passes: Sequence[Pass], instruments: Sequence[Instrument] = ()) -> None:
+        self.passes = tuple(passes)
+        self.instruments = tuple(instruments)
+
+    def steps(self, model: "Model", ctx: PassContext | None = None) -> Iterator[PassRecord]:
+        """Run one pass a turn and yield its record: the debugger of notebooks.
+
+        Raises:
+            PassError: a pass or a check failed; names it and those that ran before; chained to the
+                cause.
+        """
+        ctx = ctx if ctx is not None else PassContext()
+        for index, step in enumerate(self.passes):
+            yield self._step(index, step, model, ctx)
+
+    def run(self, model: "Model", ctx: PassContext | None = None) -> Report:
+        """Run all passes on `model`, in place. Raises as `steps`."""
+        started = time.perf_counter()
+        records = list(self.steps(model, ctx))
+        return Report(model=model, records=records, seconds=time.perf_counter() - started)
+
+    def _step(self, index: int, step: Pass, model: "Model", ctx: PassContext) -> PassRecord:
+        record = PassRecord(index, step.name, step.options())
+        watching: list[Instrument] = []
+        try:
+            for instrument in self.instruments:
+                watching.append(instrument)
+                instrument.before(index, step, model, ctx)
+            before = _Inventory(model)
+            started = time.perf_counter()
+            step.requires(model, ctx)
+            result = step.run(model, ctx)
+            step.ensures(model, ctx)
+            record.seconds = time.perf_counter() - started
+            record.modified, record.stats = result.modified, result.stats
+            _Inventory(model).compare(before, record)
+            while watching:
+                watching.pop().after(index, step, model, ctx, record)
+        except Exception as error:
+            for instrument in reversed(watching):
+                instrument.failed(index, step, model, ctx, error)
+            if isinstance(error, OnnxDrpError):
+                raise PassError(f"{step.name}: {error}{self._ran_before(index)}") from error
+            raise
+        log.info("%s", record)
+        return record
+
+    def _ran_before(self, index: int) -> str:
+        names = ", ".join(p.name for p in self.passes[:index])
+        return f" (after {names})" if names else ""
+
+
+class _Inventory:
+    """What a model has at one moment: operators, stored tensors, bytes."""
+
+    def __init__(self, model: "Model") -> None:
+        self.operators = Counter(n.op for n in model.nodes())
+        self.digests, self.bytes = model.inventory()
+
+    def compare(self, before: "_Inventory", record: PassRecord) -> None:
+        record.nodes = (before.operators.total(), self.operators.total())
+        ops = sorted(self.operators | before.operators)
+        change = {op: self.operators[op] - before.operators[op] for op in ops}
+        record.operators = {op: n for op, n in change.items() if n}
+        old, new = before.digests, self.digests
+        record.weights = {
+            "added": len(new.keys() - old.keys()),
+            "removed": len(old.keys() - new.keys()),
+            "changed": sum(old[name] != new[name] for name in old.keys() & new.keys()),
+        }
+        record.bytes = (before.bytes, self.bytes)
+
+
+def _brief(value: Any, most: int = 4) -> str:
+    if isinstance(value, dict) and len(value) > most:
+        shown = ", ".join(f"{k}: {v}" for k, v in list(value.items())[:most])
+        return f"{shown}, ... ({len(value)})"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items()) or "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

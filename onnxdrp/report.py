@@ -1,0 +1,137 @@
+"""Report: what ran, with which options, how long, and what came of it; as JSON and as text."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxdrp.weights import atomic_write
+
+if TYPE_CHECKING:
+    from onnxdrp.model import Model
+    from onnxdrp.pipeline import PassRecord
+
+__all__ = ["Report", "Text", "text_table", "versions"]
+
+
+class Text(str):
+    """A str that a notebook shows as it is, line by line."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass
+class Report:
+    """The result of a run.
+
+    Attributes:
+        model: the model after the run.
+        records: one a pass, in order.
+        seconds: wall time of the run.
+        summary: figures of the whole (sparsity, MACs, sizes, fidelity), each under a plain name.
+        warnings: what the user should know, in words.
+        recipe: TOML text that repeats the run, or "".
+    """
+
+    model: "Model"
+    records: "list[PassRecord]"
+    seconds: float
+    summary: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    recipe: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON can hold it."""
+        return {
+            **self.summary,
+            "passes": [record.as_dict() for record in self.records],
+            "warnings": self.warnings,
+            "seconds": round(self.seconds, 3),
+            "recipe": self.recipe,
+            "versions": versions(),
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The report as one JSON object; written to `path` too if that is given."""
+        text = json.dumps(self.as_dict(), indent=2, default=_plain)
+        if path is not None:
+            with atomic_write(Path(path)) as file:
+                file.write(text.encode() + b"\n")
+        return text
+
+    def table(self) -> Text:
+        """A line a pass, then the summary, as text."""
+        rows = [
+            (f"{r.index:03d}", r.name, f"{r.nodes[0]} -> {r.nodes[1]}", r.weights["changed"],
+             f"{r.bytes[1]:,}", f"{r.seconds:.2f}")
+            for r in self.records
+        ]  # fmt: skip
+        lines = [
+            text_table(("#", "pass", "nodes", "weights changed", "bytes", "seconds"), rows),
+            "",
+        ]
+        lines += [f"{name}: {_figure(value)}" for name, value in self.summary.items()]
+        lines += [f"warning: {w}" for w in self.warnings]
+        return Text("\n".join(lines))
+
+    def __str__(self) -> str:
+        return self.table()
+
+    __repr__ = __str__
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Aligned columns of text: words to the left, figures to the right."""
+    cells = [[str(c) for c in row] for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    right = [
+        all(_is_number(row[i]) for row in cells[1:]) and len(cells) > 1 for i in range(len(head))
+    ]
+    return "\n".join(
+        "  ".join(
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "").replace("%", "").strip(
+        "-+ "
+    ).isdigit() or text in ("", "-")
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_figure(v)}" for k, v in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """What `json` does not know: numpy scalars and arrays, paths, sets."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, set | frozenset | tuple):
+        return sorted(value)
+    return str(value)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of everything that has a say in the result."""
+    found = {"python": platform.python_version()}
+    for package in ("onnxdrp", "onnx", "onnxruntime", "onnx-graphsurgeon", "onnxscript", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,64 @@
+"""An onnxruntime session over a skeleton and mapped weights."""
+
+from collections.abc import Sequence
+
+import onnx
+import onnxruntime as ort
+
+from onnxdrp.errors import ModelError
+from onnxdrp.weights import Weights, filled
+
+__all__ = ["open_session"]
+
+
+def open_session(
+    skeleton: onnx.ModelProto,
+    weights: Weights,
+    outputs: Sequence[str] = (),
+    optimize: bool = True,
+    threads: int | None = None,
+) -> ort.InferenceSession:
+    """Open a CPU session; weights are handed over by reference, not serialized.
+
+    Args:
+        skeleton: a graph whose large initializers are references; is changed.
+        weights: what the references stand for.
+        outputs: names of tensors to fetch besides the graph's outputs.
+        optimize: onnxruntime's graph optimizations (all, or none).
+        threads: intra-op threads; None: onnxruntime's choice.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model.
+    """
+    present = {value.name for value in skeleton.graph.output}
+    skeleton.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs) if name not in present
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised, not printed
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    values = {}
+    for tensor in skeleton.graph.initializer:
+        weight = weights.of(tensor)
+        if weight is not None and _is_native(tensor.data_type):
+            values[tensor.name] = ort.OrtValue.ortvalue_from_numpy(weight.array())
+    options.add_external_initializers(list(values), list(values.values()))
+    # the others stay inside: weights of bodies and attributes, and types that numpy does not have
+    given = [w for t in skeleton.graph.initializer if t.name in values and (w := weights.of(t))]
+    whole = filled(skeleton, weights.copy(without=given))
+    try:
+        session = ort.InferenceSession(
+            whole.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as e:  # onnxruntime raises a dozen unrelated types
+        first = str(e).strip().splitlines()[0]
+        raise ModelError(f"onnxruntime cannot run the model: {first}") from e
+    session.onnxdrp_weights = values  # the memory that the session reads
+    return session
+
+
+def _is_native(data_type: int) -> bool:
+    return onnx.helper.tensor_dtype_to_np_dtype(data_type).isbuiltin == 1

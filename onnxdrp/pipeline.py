@@ -10,7 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -58,6 +58,8 @@ class PassContext:
         ranges: {tensor name: low and high}, from Calibrate.
         quantization: {tensor name: scale, zero-point, dtype}.
         kept_float: {node name: why it stays float}.
+        progress: called by passes that read data with (samples done, samples in all or None);
+            the Progress instrument sets it.
     """
 
     reader: "DataReader | None" = None
@@ -69,6 +71,7 @@ class PassContext:
     ranges: "dict[str, Range]" = field(default_factory=dict)
     quantization: "dict[str, QuantParams]" = field(default_factory=dict)
     kept_float: dict[str, str] = field(default_factory=dict)
+    progress: Callable[[int, int | None], None] | None = None
 
 
 def _generic() -> "Target":

@@ -1,0 +1,457 @@
+"""The verbs of the command line as functions with the same words.
+
+Each edits the Model it is given and returns a Report whose `model` is the result (of a path, too).
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from onnxdrp.errors import DataError, OptionError
+from onnxdrp.model import Model, load
+from onnxdrp.pipeline import Instrument, Pass, PassContext, PassManager
+from onnxdrp.report import Report
+
+if TYPE_CHECKING:
+    from onnxdrp.datareaders import DataReader
+    from onnxdrp.detection import DetectionScore
+    from onnxdrp.evaluation import Accuracy, Comparison
+    from onnxdrp.summary import Summary
+    from onnxdrp.targets import Target
+
+__all__ = [
+    "compare",
+    "evaluate",
+    "evaluate_detection",
+    "info",
+    "optimize",
+    "preprocess",
+    "prune",
+    "quantize",
+    "run",
+]
+
+log = logging.getLogger(__name__)
+
+Path_: TypeAlias = str | Path
+HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
+
+
+@dataclass
+class _Job:
+    """One run: the model, what it is to become, and on which data."""
+
+    model: Model
+    target: "Target"
+    calibration: "DataReader | None"
+    held_out: "DataReader | None"
+    labelled: "DataReader | None"
+    seed: int
+    instruments: Sequence[Instrument]
+    warnings: list[str]
+
+    def run(self, passes: Sequence[Pass]) -> Report:
+        """Run the passes and add to the report what the whole came to."""
+        from onnxdrp.figures import summarize
+        from onnxdrp.recipe import dump_recipe
+
+        original = self.model.clone()
+        ctx = PassContext(reader=self.calibration, target=self.target, seed=self.seed)
+        report = PassManager(passes, self.instruments).run(self.model, ctx)
+        report.recipe = dump_recipe(passes)
+        report.warnings += self.warnings
+        summarize(report, original, ctx, self.held_out, self.labelled)
+        return report
+
+
+def _job(
+    model: "Model | Path_",
+    calib: Any,
+    data: Any,
+    target: "str | Path | Target",
+    seed: int,
+    instruments: Sequence[Instrument],
+) -> _Job:
+    from onnxdrp.datareaders import check_reader, split
+    from onnxdrp.targets import load_target
+
+    model = load(model)
+    profile = load_target(target) if isinstance(target, str | Path) else target
+    warnings = [f"target {profile.name}: {wish}" for wish in profile.unmet(model)]
+    for warning in warnings:
+        log.warning(warning)
+    calibration = None if calib is None else _reader(calib, model)
+    labelled = None if data is None else _reader(data, model)
+    for reader in (calibration, labelled):
+        if reader is not None:
+            check_reader(reader, model)
+    held_out = labelled
+    if calibration is not None and labelled is None and (calibration.samples or 0) > 1:
+        calibration, held_out = split(calibration, HELD_OUT, seed=seed)
+    elif calibration is not None and labelled is None:
+        held_out = calibration
+        warnings.append("figures are from the calibration data itself: none could be held back")
+    return _Job(model, profile, calibration, held_out, labelled, seed, instruments, warnings)
+
+
+def _reader(data: Any, model: Model) -> "DataReader":
+    from onnxdrp.datareaders import open_reader
+
+    return open_reader(data, model)
+
+
+def _preprocessing(
+    input_shape: Mapping[str, Sequence[int]] | None, outputs: Iterable[str] | None
+) -> list[Pass]:
+    from onnxdrp import passes as p
+
+    steps: list[Pass] = []
+    if input_shape:
+        steps.append(p.FreezeShapes({name: tuple(shape) for name, shape in input_shape.items()}))
+    if outputs:
+        steps.append(p.Cut(tuple(outputs)))
+    return [*steps, p.InferShapes(), p.Optimize(), p.FoldConstants(), p.FuseBatchNorm(), p.Clean()]
+
+
+def preprocess(
+    model: "Model | Path_",
+    *,
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    outputs: Iterable[str] | None = None,
+    target: "str | Path | Target" = "generic",
+    calib: Any = None,
+    instruments: Sequence[Instrument] = (),
+) -> Report:
+    """Infer shapes, optimize, fold constants, fuse BatchNormalization: what must precede any mask.
+
+    Args:
+        model: a Model, which is edited, or the path of one.
+        input_shape: {input name: static shape}.
+        outputs: names of tensors that become the graph's outputs.
+        target: a profile's name, or the path of one.
+        calib: data on which instruments and figures run; none is needed.
+        instruments: see `onnxdrp.instruments`.
+
+    Returns:
+        The report; outputs are unchanged but for rounding.
+
+    Raises:
+        OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
+    """
+    job = _job(model, calib, None, target, 0, instruments)
+    return job.run(_preprocessing(input_shape, outputs))
+
+
+def prune(
+    model: "Model | Path_",
+    *,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    target: "str | Path | Target" = "generic",
+    rates: Mapping[str, float] | None = None,
+    exclude: Iterable[str] = (),
+    prune_last: bool = False,
+    prune_depthwise: bool = False,
+    masks: Path_ | None = None,
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    outputs: Iterable[str] | None = None,
+    calib: Any = None,
+    data: Any = None,
+    seed: int = 0,
+    skip_preprocess: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> Report:
+    """Preprocess, then zero the weights of smallest magnitude, in the pattern's units.
+
+    Args:
+        model: a Model, which is edited, or the path of one.
+        sparsity: share of units to prune in each layer, in [0, 1); default 0.7.
+        pattern: block, flex-nm, nm, nm:N:M, row or unstructured; default: the target's.
+        target: a profile's name, or the path of one.
+        rates: {node or weight name, glob, or "re:" and a regular expression: rate}.
+        exclude: layers to leave whole, named in the same ways.
+        prune_last: prune the last layers too.
+        prune_depthwise: prune depthwise convolutions too.
+        masks: an .npz of masks to apply instead of choosing any.
+        input_shape: {input name: static shape}.
+        outputs: names of tensors that become the graph's outputs.
+        calib: unlabelled data for the figures of the report.
+        data: other, possibly labelled, data for the figures.
+        seed: of everything random.
+        skip_preprocess: leave the graph as it is.
+        instruments: see `onnxdrp.instruments`.
+
+    Raises:
+        OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
+    """
+    job = _job(model, calib, data, target, seed, instruments)
+    steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
+    steps += _pruning(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
+    return job.run(steps)
+
+
+def _pruning(
+    sparsity: float | None,
+    pattern: str | None,
+    rates: Mapping[str, float] | None,
+    exclude: Iterable[str],
+    prune_last: bool,
+    prune_depthwise: bool,
+    masks: Path_ | None,
+) -> list[Pass]:
+    from onnxdrp import passes as p
+
+    if masks is not None:
+        if sparsity is not None or pattern is not None or rates:
+            raise OptionError("masks are given: sparsity, pattern and rates do not go with them")
+        return [p.ApplyMasks(path=str(masks))]
+    select = p.SelectLayers(
+        rate=sparsity,
+        pattern=pattern,
+        rates=dict(rates or {}),
+        exclude=tuple(exclude),
+        prune_last=prune_last,
+        prune_depthwise=prune_depthwise,
+    )
+    return [select, p.PruneBlocks(pattern=pattern)]
+
+
+def quantize(
+    model: "Model | Path_",
+    calib: Any,
+    *,
+    target: "str | Path | Target" = "generic",
+    method: str = "minmax",
+    percentile: float = 99.99,
+    per_channel: bool | None = None,
+    exclude: Iterable[str] = (),
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    outputs: Iterable[str] | None = None,
+    data: Any = None,
+    memory_limit: int = 1 << 30,
+    seed: int = 0,
+    skip_preprocess: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> Report:
+    """Preprocess, take ranges from the calibration data, insert QuantizeLinear/DequantizeLinear.
+
+    Args:
+        model: a Model, which is edited, or the path of one.
+        calib: a reader, or what `onnxdrp.datareaders.open_reader` opens; a part is held back for
+            the figures of the report unless `data` is given.
+        target: a profile's name, or the path of one.
+        method: minmax or percentile.
+        percentile: share of values inside the range, in percent.
+        per_channel: weight scales by output channel; default: the target's.
+        exclude: nodes to leave float, by name, glob, "re:" and a regular expression, or operator.
+        input_shape: {input name: static shape}.
+        outputs: names of tensors that become the graph's outputs.
+        data: other, possibly labelled, data for the figures.
+        memory_limit: bytes of tapped activations held at a time.
+        seed: of everything random.
+        skip_preprocess: leave the graph as it is.
+        instruments: see `onnxdrp.instruments`.
+
+    Raises:
+        OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
+    """
+    _need(calib)
+    job = _job(model, calib, data, target, seed, instruments)
+    steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
+    steps += _quantization(method, percentile, per_channel, exclude, memory_limit)
+    return job.run(steps)
+
+
+def _need(calib: Any) -> None:
+    if calib is None:
+        raise DataError("quantization needs calibration data; give some hundred images or arrays")
+
+
+def _quantization(
+    method: str,
+    percentile: float,
+    per_channel: bool | None,
+    exclude: Iterable[str],
+    memory_limit: int,
+) -> list[Pass]:
+    from onnxdrp import passes as p
+
+    return [
+        p.Calibrate(
+            method=method, percentile=percentile, exclude=tuple(exclude), memory_limit=memory_limit
+        ),
+        p.QuantizeWeights(per_channel=per_channel),
+        p.InsertQdq(),
+        p.Check(),
+    ]
+
+
+def optimize(
+    model: "Model | Path_",
+    calib: Any,
+    *,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    target: "str | Path | Target" = "generic",
+    method: str = "minmax",
+    percentile: float = 99.99,
+    per_channel: bool | None = None,
+    rates: Mapping[str, float] | None = None,
+    exclude: Iterable[str] = (),
+    keep_float: Iterable[str] = (),
+    prune_last: bool = False,
+    prune_depthwise: bool = False,
+    masks: Path_ | None = None,
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    outputs: Iterable[str] | None = None,
+    data: Any = None,
+    memory_limit: int = 1 << 30,
+    seed: int = 0,
+    recipe: Path_ | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> Report:
+    """The whole job: preprocess, prune, quantize, check, and measure on data that was held back.
+
+    Args:
+        model: a Model, which is edited, or the path of one.
+        calib: as for `quantize`.
+        sparsity: as for `prune`.
+        pattern: as for `prune`.
+        target: a profile's name, or the path of one.
+        method: as for `quantize`.
+        percentile: as for `quantize`.
+        per_channel: as for `quantize`.
+        rates: as for `prune`.
+        exclude: layers not to prune.
+        keep_float: nodes not to quantize.
+        prune_last: as for `prune`.
+        prune_depthwise: as for `prune`.
+        masks: as for `prune`.
+        input_shape: {input name: static shape}.
+        outputs: names of tensors that become the graph's outputs.
+        data: other, possibly labelled, data for the figures.
+        memory_limit: bytes of tapped activations held at a time.
+        seed: of everything random.
+        recipe: a TOML file that names the passes and their options, in place of all options above
+            that concern passes.
+        instruments: see `onnxdrp.instruments`.
+
+    Raises:
+        OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
+    """
+    if recipe is not None:
+        return run(
+            model, recipe, calib=calib, data=data, target=target, seed=seed, instruments=instruments
+        )
+    _need(calib)
+    job = _job(model, calib, data, target, seed, instruments)
+    steps = _preprocessing(input_shape, outputs)
+    steps += _pruning(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
+    steps += _quantization(method, percentile, per_channel, keep_float, memory_limit)
+    return job.run(steps)
+
+
+def run(
+    model: "Model | Path_",
+    recipe: "Path_ | Sequence[Pass]",
+    *,
+    calib: Any = None,
+    data: Any = None,
+    target: "str | Path | Target" = "generic",
+    seed: int = 0,
+    instruments: Sequence[Instrument] = (),
+) -> Report:
+    """Run the passes of a recipe (a TOML file, or a list of passes) and measure as `optimize` does.
+
+    Raises:
+        OnnxDrpError: the model, the recipe or the data cannot be used; PassError if a pass failed.
+    """
+    from onnxdrp.recipe import load_recipe
+
+    steps = load_recipe(recipe) if isinstance(recipe, str | Path) else list(recipe)
+    return _job(model, calib, data, target, seed, instruments).run(steps)
+
+
+def info(model: "Model | Path_", *, pattern: str | None = None) -> "Summary":
+    """Per layer: shapes, parameters, sparsity, MACs before and after pruning, and why not prunable.
+
+    Args:
+        model: a Model or a path; it is not changed.
+        pattern: the pattern whose rules decide what is prunable; default block.
+    """
+    from onnxdrp.summary import summarize_layers
+
+    return summarize_layers(load(model), pattern)
+
+
+def compare(
+    a: "Model | Path_",
+    b: "Model | Path_",
+    calib: Any,
+    *,
+    layers: bool = False,
+    memory_limit: int = 1 << 30,
+) -> "Comparison":
+    """How far model b is from model a on the same data: SQNR, cosine, largest error, agreement.
+
+    Args:
+        a: the reference, mostly the float model.
+        b: the other.
+        calib: a reader, or what `onnxdrp.datareaders.open_reader` opens.
+        layers: compare every tensor that both compute, too.
+        memory_limit: bytes of tapped activations held at a time.
+    """
+    from onnxdrp.datareaders import check_reader
+    from onnxdrp.evaluation import compare_models
+
+    a, b = load(a), load(b)
+    reader = _reader(calib, a)
+    check_reader(reader, a)
+    return compare_models(a, b, reader, layers=layers, memory_limit=memory_limit)
+
+
+def evaluate(model: "Model | Path_", data: Any) -> "Accuracy":
+    """Top-1 and top-5 of a classifier on labelled data.
+
+    Args:
+        model: a Model or a path.
+        data: a reader with labels, or arrays with `y`.
+    """
+    from onnxdrp.datareaders import check_reader
+    from onnxdrp.evaluation import accuracy
+
+    model = load(model)
+    reader = _reader(data, model)
+    check_reader(reader, model)
+    return accuracy(model, reader)
+
+
+def evaluate_detection(
+    model: "Model | Path_",
+    data: "DataReader",
+    labels: Path_ | None = None,
+    *,
+    decoder: str = "yolox",
+    conf: float = 0.001,
+    nms: float = 0.65,
+    names: Path_ | None = None,
+) -> "DetectionScore":
+    """map_50 and map_5095 of a detector on labelled images.
+
+    Args:
+        model: a Model or a path.
+        data: a reader of an image folder, set up as the model wants its input.
+        labels: a COCO JSON file, a folder of YOLO or VOC files; default: found beside the images.
+        decoder: yolox, yolov8, or FILE.py[:function].
+        conf: least score of a detection.
+        nms: largest overlap of two detections of one class.
+        names: a file of class names, one a line, in the model's order, for VOC and COCO labels.
+    """
+    from onnxdrp.detection import evaluate_detection as score
+    from onnxdrp.detection import read_names
+
+    classes = None if names is None else read_names(Path(names))
+    loaded = load(model)
+    return score(loaded, data, labels, decoder=decoder, conf=conf, nms=nms, names=classes)

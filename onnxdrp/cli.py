@@ -1,0 +1,494 @@
+"""The command line: options in, a file and a report out. No logic of its own.
+
+Standard output carries the result (with --json one JSON object and nothing else), standard error
+progress and logs. Exit codes: 0 done; 1 an error that the user can act on, in one line; 2 wrong
+usage.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from onnxdrp import __version__
+from onnxdrp.errors import ModelError, OnnxDrpError, OptionError
+
+if TYPE_CHECKING:
+    from onnxdrp.datareaders import DataReader
+    from onnxdrp.model import Model
+    from onnxdrp.pipeline import Instrument
+    from onnxdrp.report import Report
+
+__all__ = ["cli", "main"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Commands(click.Group):
+    """Commands whose errors end in one line, unless --debug asks for the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what a user can act on becomes click's own error, with its exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort):
+            raise
+        except Exception as e:
+            if ctx.meta.get(_DEBUG):
+                raise
+            text = (str(e).strip() or type(e).__name__).splitlines()[0]
+            if not isinstance(e, OnnxDrpError):
+                text += f" ({type(e).__name__}, a defect of onnxdrp; --debug shows where)"
+            error = click.ClickException(text)
+            error.exit_code = getattr(e, "exit_code", 1)
+            raise error from e
+
+
+_DEBUG = "onnxdrp.debug"
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta[_DEBUG] = value
+
+
+# ------------------------------------------------------------------------------------------ options
+
+
+class _Pairs(click.ParamType):
+    """`NAME:VALUE`, where the name may have colons of its own."""
+
+    name = "NAME:VALUE"
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self.parse = parse
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
+        name, colon, text = value.rpartition(":")
+        try:
+            return (name, self.parse(text)) if colon and name else self.fail(f"{value!r}: no colon")
+        except ValueError:
+            self.fail(f"{value!r}: {text!r} is not understood", param, ctx)
+
+
+class _Numbers(click.ParamType):
+    """Numbers with commas between, or one."""
+
+    name = "a,b,c"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        try:
+            return tuple(float(v) for v in value.strip("[]() ").split(","))
+        except ValueError:
+            self.fail(
+                f"{value!r}: give one number, or one for each channel, as 0.5,0.5,0.5", param, ctx
+            )
+
+
+class _Size(click.ParamType):
+    """`HxW`, or one number for both."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        height, _, width = value.lower().partition("x")
+        try:
+            return int(height), int(width or height)
+        except ValueError:
+            self.fail(f"{value!r}: give height and width, as 224x224", param, ctx)
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    return tuple(int(d) for d in text.split(","))
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_reading = _options(
+    click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Axis order of the data."),
+    click.option("--size", type=_Size(), help="Images are brought to this size [the model's]."),
+    click.option("--resize", type=click.Choice(["stretch", "crop", "letterbox"]), help="[stretch]"),
+    click.option("--pad-color", type=_Numbers(), help="Of a letterbox, 0..255 [114]."),
+    click.option("--pad-place", type=click.Choice(["centre", "top-left"]), help="[centre]"),
+    click.option("--color", type=click.Choice(["rgb", "bgr"]), help="Order of channels [rgb]."),
+    click.option("--scale", type=float, help="(pixel * SCALE - mean) / std [1/255]."),
+    click.option("--mean", type=_Numbers(), help="One number, or one a channel [0]."),
+    click.option("--std", type=_Numbers(), help="One number, or one a channel [1]."),
+    click.option("--limit", type=click.IntRange(1), help="Samples, spread evenly [all]."),
+    click.option("--batch", type=click.IntRange(1), help="Samples read at a time [1]."),
+    click.option("--reader", metavar="FILE.py[:Class]", help="A data reader of your own."),
+)
+_shaping = _options(
+    click.option(
+        "--input-shape", multiple=True, type=_Pairs(_dims), metavar="NAME:1,3,640,640",
+        help="Make an input's shape static.",
+    ),
+    click.option("--outputs", metavar="a,b", help="Cut the graph at these tensors."),
+    click.option("--target", default="generic", show_default=True, help="A profile, or its TOML."),
+)  # fmt: skip
+_pruning = _options(
+    click.option("--sparsity", type=float, help="Share to prune in each layer [0.7]."),
+    click.option(
+        "--pattern", metavar="PATTERN",
+        help="block, flex-nm, nm, nm:N:M, row or unstructured [the target's].",
+    ),
+    click.option(
+        "--rate", "rates", multiple=True, type=_Pairs(float), metavar="LAYER:RATE",
+        help="A layer's own rate; LAYER is a name, a glob, or re:EXPRESSION.",
+    ),
+    click.option("--exclude", multiple=True, metavar="LAYER", help="Leave these layers whole."),
+    click.option("--prune-last", is_flag=True, help="Prune the last layers too."),
+    click.option("--prune-depthwise", is_flag=True, help="Prune depthwise convolutions too."),
+    click.option("--masks", type=click.Path(), help="Apply these masks (.npz) instead."),
+)  # fmt: skip
+_quantizing = _options(
+    click.option("--method", default="minmax", show_default=True,
+                 type=click.Choice(["minmax", "percentile"]), help="How ranges are taken."),
+    click.option("--percentile", default=99.99, show_default=True, help="Share inside the range."),
+    click.option("--per-channel/--per-tensor", default=None, help="Weight scales [the target's]."),
+    click.option("--keep-float", multiple=True, metavar="NODE",
+                 help="Leave float: a node, a glob, re:EXPRESSION, or an operator."),
+    click.option("--memory-limit", type=click.IntRange(1), default=1024, show_default=True,
+                 metavar="MB", help="Activations held at a time."),
+)  # fmt: skip
+_figures = _options(
+    click.option("--data", type=click.Path(), help="Data for the figures [a part of --calib]."),
+    click.option("--labels", metavar="FILE.csv|folders", help="Labels of --data."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
+)
+_watching = _options(
+    click.option("--dump", type=click.Path(), metavar="DIR", help="Keep the model of each pass."),
+    click.option("--verify/--no-verify", default=True, show_default=True,
+                 help="Check model and masks after each pass."),
+    click.option("--equivalence", is_flag=True,
+                 help="Prove on data that passes which must keep results do."),
+    click.option("--reproduce", type=click.Path(), metavar="DIR",
+                 help="On failure leave all that replays it in DIR."),
+    click.option("--report", type=click.Path(), metavar="FILE.json", help="Write the report."),
+)  # fmt: skip
+_output = _options(
+    click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT.onnx"),
+)
+_debug = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
+)
+_common = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else."),
+    _debug,
+)
+_model = click.argument("model", type=click.Path(), metavar="MODEL")
+_input = click.argument("model", type=click.Path(), metavar="IN.onnx")
+_READING = (
+    "layout", "size", "resize", "pad_color", "pad_place", "color", "scale", "mean", "std",
+    "limit", "batch", "reader",
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ helpers
+
+
+def _take(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: options.pop(name) for name in names}
+
+
+def _open(
+    model: "Model", data: str | None, reading: dict[str, Any], **more: Any
+) -> "DataReader | None":
+    from onnxdrp.datareaders import open_reader
+
+    if data is None and reading["reader"] is None:
+        return None
+    single = {k: v[0] if isinstance(v, tuple) and len(v) == 1 else v for k, v in reading.items()}
+    if single["pad_color"] is not None:
+        color = single["pad_color"]
+        single["pad_color"] = tuple(map(int, color)) if isinstance(color, tuple) else int(color)
+    return open_reader(data, model, **single, **more)
+
+
+def _check_output(model: str, output: str) -> None:
+    """Refuse an output that cannot be written before any work is done for it."""
+    source, path = Path(model), Path(output)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise ModelError(f"{path}: is the input; name another output")
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ModelError(f"{path}: the folder {path.parent} does not exist; create it")
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ModelError(f"{path}: cannot be written (permission denied); choose another place")
+
+
+def _instruments(options: dict[str, Any]) -> "list[Instrument]":
+    from onnxdrp.instruments import Dump, Equivalence, Progress, Reproducer, Timing, Verify
+
+    watching: list[Instrument] = [Progress(), Timing()]
+    dump, verify = options.pop("dump"), options.pop("verify")
+    equivalence, reproduce = options.pop("equivalence"), options.pop("reproduce")
+    if reproduce is not None:
+        watching.append(Reproducer(reproduce))
+    if dump is not None:
+        watching.append(Dump(dump))
+    if verify:
+        watching.append(Verify())
+    if equivalence:
+        watching.append(Equivalence())
+    return watching
+
+
+def _transform(verb: str, model: str, options: dict[str, Any]) -> None:
+    """Load, run one of the verbs of `onnxdrp.api`, save, and show the report."""
+    from onnxdrp import api
+    from onnxdrp.model import Model
+
+    output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
+    _check_output(model, output)
+    if report_file is not None and not str(report_file).endswith(".json"):
+        raise OptionError(
+            f"--report {report_file}: reports are JSON; name a file that ends in .json"
+        )
+    loaded = Model.load(model)
+    reading = _take(options, [n for n in _READING if n in options])
+    if "calib" in options:
+        options["calib"] = _open(loaded, options["calib"], reading)
+    if "data" in options:
+        options["data"] = _labelled(loaded, options["data"], options.pop("labels"), reading)
+    if "input_shape" in options:
+        options["input_shape"] = dict(options["input_shape"]) or None
+        options["outputs"] = _names(options["outputs"])
+    if "rates" in options:
+        options["rates"] = dict(options["rates"])
+    if "memory_limit" in options:
+        options["memory_limit"] *= 10**6
+    options["instruments"] = _instruments(options)
+    report = getattr(api, verb)(loaded, **options)
+    _finish(report, model, output, report_file, as_json)
+
+
+def _labelled(
+    model: "Model", data: str | None, labels: str | None, reading: dict[str, Any]
+) -> "DataReader | None":
+    if data is None and labels is not None:
+        raise OptionError("--labels belongs to --data; give the folder of the labelled images")
+    return None if data is None else _open(model, data, {**reading, "limit": None}, labels=labels)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _finish(
+    report: "Report", model: str, output: str, report_file: str | None, as_json: bool
+) -> None:
+    path = report.model.save(output)
+    report.summary = {
+        "input": model,
+        "output": output,
+        "model_bytes": path.stat().st_size,
+        **report.summary,
+    }
+    path.with_name(path.name + ".recipe.toml").write_text(report.recipe, encoding="utf-8")
+    if report_file is not None:
+        report.to_json(report_file)
+    click.echo(report.to_json() if as_json else report.table())
+
+
+# ----------------------------------------------------------------------------------------- commands
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__)
+@click.option("-v", "--verbose", is_flag=True, help="Log each pass in full to standard error.")
+def cli(verbose: bool) -> None:
+    """Prune, quantize and check an exported ONNX model for an accelerator."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s".lower(), stream=sys.stderr)
+
+
+@cli.command()
+@_input
+@_output
+@click.option(
+    "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
+)
+@_options(_shaping, _pruning, _quantizing, _figures, _reading, _watching, _common)
+@click.option("--recipe", type=click.Path(), metavar="FILE.toml", help="Run these passes instead.")
+def optimize(model: str, **options: Any) -> None:
+    """Preprocess, prune, quantize and check: the whole job.
+
+    Example: onnxdrp optimize in.onnx -o out.onnx --calib images --target drp-ai3 --sparsity 0.7
+    """
+    _transform("optimize", model, options)
+
+
+@cli.command()
+@_input
+@_output
+@_options(_shaping, _watching, _common)
+def preprocess(model: str, **options: Any) -> None:
+    """Infer shapes, optimize, fold constants, fuse BatchNormalization.
+
+    Example: onnxdrp preprocess in.onnx -o out.onnx --input-shape images:1,3,640,640
+    """
+    _transform("preprocess", model, options)
+
+
+@cli.command()
+@_input
+@_output
+@click.option("--calib", type=click.Path(), metavar="DATA", help="Data for the report's figures.")
+@_options(_shaping, _pruning, _figures, _reading, _watching, _common)
+@click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
+def prune(model: str, **options: Any) -> None:
+    """Zero the weights of smallest magnitude, in the pattern's units.
+
+    Example: onnxdrp prune in.onnx -o out.onnx --pattern flex-nm --sparsity 0.7 --rate 'head*:0.5'
+    """
+    _transform("prune", model, options)
+
+
+@cli.command()
+@_input
+@_output
+@click.option(
+    "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
+)
+@_options(_shaping, _quantizing, _figures, _reading, _watching, _common)
+@click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
+def quantize(model: str, **options: Any) -> None:
+    """Insert QuantizeLinear/DequantizeLinear, with ranges from the data.
+
+    Example: onnxdrp quantize in.onnx -o out.onnx --calib images --mean 0.485,0.456,0.406
+    """
+    options["exclude"] = options.pop("keep_float")
+    _transform("quantize", model, options)
+
+
+@cli.command()
+@_model
+@click.option("--pattern", metavar="PATTERN", help="Whose rules say what is prunable [block].")
+@_common
+def info(model: str, pattern: str | None, as_json: bool) -> None:
+    """Show each layer: shapes, parameters, sparsity, MACs.
+
+    Example: onnxdrp info model.onnx
+    """
+    from onnxdrp import api
+
+    table = api.info(model, pattern=pattern)
+    click.echo(json.dumps(table.as_dict(), indent=2) if as_json else str(table))
+
+
+@cli.command()
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--calib", type=click.Path(), metavar="DATA", help="Images or arrays to run on.")
+@click.option("--layers", is_flag=True, help="Compare every tensor that both models compute.")
+@click.option("--memory-limit", type=click.IntRange(1), default=1024, show_default=True,
+              metavar="MB", help="Activations held at a time.")  # fmt: skip
+@_options(_reading, _common)
+def compare(a: str, b: str, layers: bool, **options: Any) -> None:
+    """Measure how far model B is from model A on the same data.
+
+    Example: onnxdrp compare float.onnx int8.onnx --calib images --layers
+    """
+    from onnxdrp import api
+    from onnxdrp.model import Model
+
+    reference = Model.load(a)
+    reader = _required(_open(reference, options.pop("calib"), _take(options, _READING)), "--calib")
+    limit = options["memory_limit"] * 10**6
+    found = api.compare(reference, b, reader, layers=layers, memory_limit=limit)
+    click.echo(json.dumps(found.as_dict(), indent=2) if options["as_json"] else str(found))
+
+
+@cli.command()
+@_model
+@click.option("--data", type=click.Path(), help="Labelled images or arrays.")
+@click.option("--labels", help="FILE.csv, 'folders', or the labels of boxes.")
+@click.option("--task", type=click.Choice(["classification", "detection"]),
+              default="classification", show_default=True)  # fmt: skip
+@click.option("--decoder", metavar="yolox|yolov8|FILE.py", default="yolox", show_default=True)
+@click.option("--conf", type=float, default=0.001, show_default=True, help="Least score of a box.")
+@click.option("--nms", type=float, default=0.65, show_default=True, help="Most overlap of boxes.")
+@click.option("--names", type=click.Path(), metavar="FILE", help="Class names, one a line.")
+@_options(_reading, _common)
+def evaluate(model: str, task: str, **options: Any) -> None:
+    """Measure accuracy on labelled data: top-1 and top-5, or mAP.
+
+    Example: onnxdrp evaluate model.onnx --data images --labels labels.csv
+    """
+    from onnxdrp import api
+    from onnxdrp.model import Model
+
+    loaded, reading = Model.load(model), _take(options, _READING)
+    data, labels, as_json = (options.pop(k) for k in ("data", "labels", "as_json"))
+    detector = {k: options.pop(k) for k in ("decoder", "conf", "nms", "names")}
+    if task == "detection":
+        reader = _required(_open(loaded, data, reading), "--data")
+        found: Any = api.evaluate_detection(loaded, reader, labels, **detector)
+    else:
+        reader = _required(_open(loaded, data, reading, labels=labels), "--data")
+        found = api.evaluate(loaded, reader)
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+
+
+def _required(reader: "DataReader | None", option: str) -> "DataReader":
+    if reader is None:
+        raise click.UsageError(f"Missing option '{option}'.")
+    return reader
+
+
+@cli.command()
+@_common
+def passes(as_json: bool) -> None:
+    """List every pass, its options and their defaults."""
+    from onnxdrp.recipe import describe_passes
+
+    described = describe_passes()
+    if as_json:
+        click.echo(json.dumps(described, indent=2, default=str))
+        return
+    for entry in described:
+        click.echo(f"{entry['name']}: {entry['summary']}")
+        for option in entry["options"]:
+            click.echo(f"    {option['name']} = {option['default']!r}  ({option['type']})")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+@_debug
+def replay(folder: str) -> None:
+    """Run again what failed, from a folder that --reproduce left."""
+    from onnxdrp.instruments import replay as run_again
+
+    run_again(folder)
+    click.echo("it does not fail here")
+
+
+@cli.command()
+@click.option("-o", "--output", default="demo-output", show_default=True, type=click.Path(),
+              help="Folder for the optimized model and the report.")  # fmt: skip
+@_common
+def demo(output: str, as_json: bool) -> None:
+    """Run the main job on a bundled model and bundled images."""
+    from onnxdrp.demonstrate import demonstrate
+
+    result = demonstrate(Path(output))
+    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else str(result))
+
+
+main = cli  # what the installed script calls

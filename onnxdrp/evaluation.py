@@ -1,0 +1,266 @@
+"""Compare two models on the same data, and measure accuracy on labelled data.
+
+Intervals are 95 %: Wilson's for a proportion (Wilson 1927), Bonett and Price's adjusted Wald for
+the difference of two proportions on the same samples (Bonett, Price 2012).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdrp.errors import DataError, ModelError
+from onnxdrp.observe import Tap, observe, pieces
+from onnxdrp.observers import Error, ErrorStats, TopAgreement
+from onnxdrp.report import text_table
+
+if TYPE_CHECKING:
+    from onnxdrp.datareaders import DataReader
+    from onnxdrp.model import Model, TensorInfo
+
+__all__ = ["Accuracy", "Comparison", "accuracy", "compare_models", "paired_difference"]
+
+Bools = npt.NDArray[np.bool_]
+_Z = 1.959964  # two-sided 95 % of the normal distribution
+
+
+@dataclass
+class Comparison:
+    """How far model b is from model a on the same samples.
+
+    Attributes:
+        outputs: {output name: its error}.
+        top1_agreement: share of samples with the same largest class, for the first output that has
+            classes; None if no output has.
+        layers: (node name, operator, tensor name, its error) in graph order, if asked for.
+    """
+
+    outputs: dict[str, ErrorStats]
+    top1_agreement: float | None
+    layers: list[tuple[str, str, str, ErrorStats]] = field(default_factory=list)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization-noise ratio of the worst output, in dB; inf if all are equal."""
+        return min((e.sqnr_db for e in self.outputs.values()), default=math.inf)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys of `compare --json`: the worst figures over outputs, then each of them."""
+        errors = self.outputs.values()
+        return {
+            "sqnr_db": _finite(self.sqnr_db),
+            "max_abs_error": max((e.max_abs_error for e in errors), default=0.0),
+            "cosine": min((e.cosine for e in errors), default=1.0),
+            "top1_agreement": self.top1_agreement,
+            "outputs": {name: _plain(e) for name, e in self.outputs.items()},
+            "layers": [
+                {"name": node, "op": op, "tensor": tensor, **_plain(e)}
+                for node, op, tensor, e in self.layers
+            ],
+        }
+
+    def __str__(self) -> str:
+        rows = [("output", "", name, *_cells(e)) for name, e in self.outputs.items()]
+        rows = [(node, op, tensor, *_cells(e)) for node, op, tensor, e in self.layers] + rows
+        table = text_table(("node", "op", "tensor", "SQNR dB", "cosine", "max |error|"), rows)
+        if self.top1_agreement is None:
+            return table
+        return f"{table}\n\ntop-1 agreement: {100 * self.top1_agreement:.2f} %"
+
+    __repr__ = __str__
+
+
+def _plain(error: ErrorStats) -> dict[str, float | None]:
+    return {
+        "sqnr_db": _finite(error.sqnr_db),
+        "cosine": error.cosine,
+        "max_abs_error": error.max_abs_error,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no infinity
+
+
+def _cells(error: ErrorStats) -> tuple[str, str, str]:
+    return f"{error.sqnr_db:.1f}", f"{error.cosine:.6f}", f"{error.max_abs_error:.3g}"
+
+
+def compare_models(
+    a: "Model",
+    b: "Model",
+    reader: "DataReader",
+    *,
+    layers: bool = False,
+    memory_limit: int = 1 << 30,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Comparison:
+    """Run both models on the same samples and measure how far b's outputs are from a's.
+
+    Args:
+        a: the reference, mostly the float model.
+        b: the other; outputs and tensors correspond by name.
+        reader: the data; labels are not needed.
+        layers: also compare every tensor that both models compute, streamed.
+        memory_limit: bytes of tapped tensors held at a time.
+        progress: called with (samples done, samples in all or None).
+
+    Raises:
+        ModelError: the models have no output in common.
+        DataError: a tensor has NaN or infinity; names it.
+    """
+    float_outputs = [o for o in a.outputs if o.dtype.kind == "f"]
+    names = {o.name for o in b.outputs}
+    common = [o for o in float_outputs if o.name in names]
+    if not common:
+        raise ModelError(
+            f"the models share no float output: {[o.name for o in a.outputs]} against "
+            f"{sorted(names)}; compare models of one origin"
+        )
+    taps: dict[tuple[str, str], Tap] = {
+        ("error", o.name): Tap((("a", o.name), ("b", o.name)), Error()) for o in common
+    }
+    scores = next((o for o in common if _has_classes(o)), None)
+    if scores is not None:
+        taps["top1", ""] = Tap((("a", scores.name), ("b", scores.name)), TopAgreement())
+    inner = _common_tensors(a, b) if layers else []
+    taps |= {("layer", t): Tap((("a", t), ("b", t)), Error()) for _, _, t in inner}
+    results = observe({"a": a, "b": b}, reader, taps, memory_limit, progress)
+    return Comparison(
+        {o.name: results["error", o.name] for o in common},
+        results.get(("top1", "")),
+        [(node, op, t, results["layer", t]) for node, op, t in inner],
+    )
+
+
+def _has_classes(info: "TensorInfo") -> bool:
+    """Whether an output is a row of class scores for each sample: [N, C] or [N, C, 1, 1]."""
+    shape = info.shape
+    if shape is None or len(shape) < 2 or any(d != 1 for d in shape[2:]):
+        return False
+    return shape[1] is None or isinstance(shape[1], str) or shape[1] > 1
+
+
+def _common_tensors(a: "Model", b: "Model") -> list[tuple[str, str, str]]:
+    """(node, operator, tensor) of every float tensor that both models compute, in a's order."""
+    in_b = {t.name for n in b.nodes() for t in n.outputs}
+    outputs = {o.name for o in a.outputs}
+    return [
+        (node.name, node.op, t.name)
+        for node in a.nodes()
+        for t in node.outputs
+        if t.name in in_b and t.name not in outputs and _is_float(t.dtype)
+    ]
+
+
+def _is_float(dtype: Any) -> bool:
+    return dtype is not None and not isinstance(dtype, int) and np.dtype(dtype).kind == "f"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Which samples of a labelled set a classifier gets right.
+
+    Attributes:
+        top1: bool [samples], the largest score is the label's.
+        top5: bool [samples], the label is among the five largest; None below six classes.
+    """
+
+    top1: Bools
+    top5: Bools | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys of `evaluate --json`; accuracies in percent, with their 95 % interval."""
+        figures: dict[str, Any] = {
+            "top1": _percent(self.top1),
+            "top1_interval": wilson(self.top1),
+            "top5": None if self.top5 is None else _percent(self.top5),
+        }
+        if self.top5 is not None:
+            figures["top5_interval"] = wilson(self.top5)
+        return figures | {"samples": len(self.top1)}
+
+    def __str__(self) -> str:
+        low, high = wilson(self.top1)
+        text = f"top-1 {_percent(self.top1):.2f} % [{low:.2f}, {high:.2f}]"
+        if self.top5 is not None:
+            low, high = wilson(self.top5)
+            text += f", top-5 {_percent(self.top5):.2f} % [{low:.2f}, {high:.2f}]"
+        return f"{text} on {len(self.top1):,} samples"
+
+    __repr__ = __str__
+
+
+def accuracy(
+    model: "Model",
+    reader: "DataReader",
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Accuracy:
+    """Top-1 and top-5 of a classifier on labelled data.
+
+    The first float output of shape [N, classes] (or [N, classes, 1, 1]) is taken as the scores.
+
+    Raises:
+        DataError: the reader has no labels, or they do not fit the classes.
+        ModelError: no output has scores for classes.
+    """
+    labels = reader.labels
+    if labels is None:
+        raise DataError("the data has no labels; give --labels FILE.csv, class folders, or `y`")
+    scores = next((o for o in model.outputs if o.dtype.kind == "f" and _has_classes(o)), None)
+    if scores is None:
+        raise ModelError("no output of the model is [N, classes]; accuracy needs a classifier")
+    session = model.session()
+    inputs = {info.name for info in model.inputs}
+    shape = model.inputs[0].shape
+    batch_size = shape[0] if shape and isinstance(shape[0], int) else None
+    first, five, seen = [], [], 0
+    for feed, valid in pieces(reader, batch_size):
+        given = {name: feed[name] for name in inputs if name in feed}
+        values = session.run([scores.name], given)[0][:valid].reshape(valid, -1)
+        wanted = labels[seen : seen + valid, None]
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < values.shape[1]:
+            raise DataError(
+                f"label {wanted.max()} is not among the model's {values.shape[1]} classes; "
+                "check the class indices of the labels"
+            )
+        score = np.take_along_axis(values, wanted, axis=1)
+        earlier = np.arange(values.shape[1]) < wanted  # of equal scores argmax takes the first
+        rank = ((values > score) | ((values == score) & earlier)).sum(axis=1)
+        first.append(rank < 1)
+        five.append(rank < 5)
+        seen += valid
+        if progress is not None:
+            progress(seen, reader.samples)
+    if seen == 0:
+        raise DataError("the reader gives no samples; check the path and the limit")
+    classes = values.shape[1]
+    return Accuracy(np.concatenate(first), np.concatenate(five) if classes > 5 else None)
+
+
+def _percent(right: Bools) -> float:
+    return 100.0 * float(right.mean())
+
+
+def wilson(right: Bools) -> tuple[float, float]:
+    """Wilson's 95 % interval of the share of True, in percent."""
+    n, p = len(right), float(right.mean())
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]:
+    """The change of accuracy on the same samples, in points, and its 95 % interval (low, high).
+
+    Bonett and Price's interval: adjusted Wald over the discordant pairs, one added to each.
+    """
+    n = len(before)
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    p_won, p_lost = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    centre = p_won - p_lost
+    half = _Z * math.sqrt((p_won + p_lost - centre**2) / (n + 2))
+    return 100 * (won - lost) / n, 100 * (centre - half), 100 * (centre + half)

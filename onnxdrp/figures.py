@@ -1,0 +1,66 @@
+"""What a run came to: the summary of its report."""
+
+import resource
+import sys
+from typing import TYPE_CHECKING, Any
+
+from onnxdrp.evaluation import Accuracy, accuracy, compare_models, paired_difference
+
+if TYPE_CHECKING:
+    from onnxdrp.datareaders import DataReader
+    from onnxdrp.model import Model
+    from onnxdrp.pipeline import PassContext
+    from onnxdrp.report import Report
+
+__all__ = ["peak_rss_mb", "summarize"]
+
+
+def summarize(
+    report: "Report",
+    original: "Model",
+    ctx: "PassContext",
+    held_out: "DataReader | None",
+    labelled: "DataReader | None",
+) -> None:
+    """Fill `report.summary`: sparsity and MACs, bytes, fidelity to the original, accuracy, memory.
+
+    Args:
+        report: of the run; its model is the result.
+        original: the model before the run.
+        ctx: of the run.
+        held_out: data that was not calibrated on, or None if there is no data at all.
+        labelled: data with labels, or None.
+    """
+    from onnxdrp.summary import summarize_layers
+
+    model, summary = report.model, report.summary
+    layers = summarize_layers(model, ctx.target.pattern)
+    summary["sparsity"] = round(layers.sparsity, 6)
+    summary["baseline_mac"], summary["current_mac"] = layers.baseline_mac, layers.current_mac
+    summary["weight_bytes"] = {"before": original.inventory()[1], "after": model.inventory()[1]}
+    if held_out is not None and {o.name for o in original.outputs} & {
+        o.name for o in model.outputs
+    }:
+        comparison = compare_models(original, model, held_out).as_dict()
+        del comparison["layers"], comparison["outputs"]
+        summary["fidelity"] = {**comparison, "samples": held_out.samples}
+    if labelled is not None and labelled.labels is not None:
+        summary["accuracy"] = _change(accuracy(original, labelled), accuracy(model, labelled))
+    summary["peak_rss_mb"] = round(peak_rss_mb(), 1)
+
+
+def _change(before: Accuracy, after: Accuracy) -> dict[str, Any]:
+    points, low, high = paired_difference(before.top1, after.top1)
+    return {
+        "top1_before": before.as_dict()["top1"],
+        "top1_after": after.as_dict()["top1"],
+        "change": points,
+        "change_interval": (low, high),
+        "samples": len(before.top1),
+    }
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process since it started, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

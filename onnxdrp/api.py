@@ -74,7 +74,7 @@ def _job(
     seed: int,
     instruments: Sequence[Instrument],
 ) -> _Job:
-    from onnxdrp.datareaders import check_reader, split
+    from onnxdrp.datareaders import check_reader, count, split
     from onnxdrp.targets import load_target
 
     model = load(model)
@@ -88,11 +88,12 @@ def _job(
         if reader is not None:
             check_reader(reader, model)
     held_out = labelled
-    if calibration is not None and labelled is None and (calibration.samples or 0) > 1:
-        calibration, held_out = split(calibration, HELD_OUT, seed=seed)
-    elif calibration is not None and labelled is None:
-        held_out = calibration
-        warnings.append("figures are from the calibration data itself: none could be held back")
+    if calibration is not None and labelled is None:
+        if count(calibration) > 1:
+            calibration, held_out = split(calibration, HELD_OUT, seed=seed)
+        else:
+            held_out = calibration
+            warnings.append("figures are of the only calibration sample: none was held back")
     return _Job(model, profile, calibration, held_out, labelled, seed, instruments, warnings)
 
 

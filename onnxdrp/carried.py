@@ -16,6 +16,11 @@ from onnxdrp.errors import ModelError
 __all__ = ["Carried"]
 
 _PLAIN = {onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.TENSOR}
+_LOST = {
+    onnx.AttributeProto.GRAPHS,
+    onnx.AttributeProto.TENSORS,
+    onnx.AttributeProto.UNDEFINED,
+}
 _LISTS = {
     onnx.AttributeProto.FLOATS: "floats",
     onnx.AttributeProto.INTS: "ints",
@@ -105,13 +110,18 @@ class Carried:
                 setattr(extras, name, getattr(node, name))
         extras.metadata_props.extend(node.metadata_props)
         for attribute in [a for a in node.attribute if not _survives(a)]:
-            if attribute.type in (onnx.AttributeProto.GRAPHS, onnx.AttributeProto.UNDEFINED):
+            if attribute.type in _LOST:
                 raise ModelError(
                     f"node {node.name!r}: attribute {attribute.name!r} is of a kind that is lost "
                     f"({onnx.AttributeProto.AttributeType.Name(attribute.type)}); export without it"
                 )
             extras.attribute.append(attribute)
             node.attribute.remove(attribute)
+        extras.attribute.extend(
+            onnx.AttributeProto(name=a.name, doc_string=a.doc_string)  # of no type: only the text
+            for a in node.attribute
+            if a.doc_string
+        )
         if extras.ByteSize() > onnx.NodeProto(op_type=node.op_type).ByteSize():
             self.nodes[node.name] = extras
 
@@ -126,6 +136,8 @@ class Carried:
             or kind not in ("tensor_type", None)
         ):
             self.values[value.name] = onnx.ValueInfoProto.FromString(value.SerializeToString())
+        if kind not in ("tensor_type", "sequence_type", None):
+            value.ClearField("type")  # graphsurgeon knows no others
 
     def _constants_to_initializers(self, graph: onnx.GraphProto) -> None:
         kept = []
@@ -166,8 +178,12 @@ class Carried:
         attributes = list(extras.attribute) if same_operator else []
         node.doc_string = extras.doc_string
         node.metadata_props.extend(extras.metadata_props)
-        present = {a.name for a in node.attribute}
-        node.attribute.extend(a for a in attributes if a.name not in present)
+        present = {a.name: a for a in node.attribute}
+        for attribute in attributes:
+            if attribute.name in present:
+                present[attribute.name].doc_string = attribute.doc_string
+            elif attribute.type != onnx.AttributeProto.UNDEFINED:
+                node.attribute.append(attribute)
         if getattr(extras, "overload", ""):
             node.overload = extras.overload
 

@@ -7,8 +7,8 @@ usage.
 
 import json
 import logging
-import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,9 +44,7 @@ class _Commands(click.Group):
             text = (str(e).strip() or type(e).__name__).splitlines()[0]
             if not isinstance(e, OnnxDrpError):
                 text += f" ({type(e).__name__}, a defect of onnxdrp; --debug shows where)"
-            error = click.ClickException(text)
-            error.exit_code = getattr(e, "exit_code", 1)
-            raise error from e
+            raise click.ClickException(text) from e
 
 
 _DEBUG = "onnxdrp.debug"
@@ -59,7 +57,7 @@ def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 # ------------------------------------------------------------------------------------------ options
 
 
-class _Pairs(click.ParamType):
+class _Pairs(click.ParamType):  # type: ignore[type-arg]
     """`NAME:VALUE`, where the name may have colons of its own."""
 
     name = "NAME:VALUE"
@@ -75,7 +73,7 @@ class _Pairs(click.ParamType):
             self.fail(f"{value!r}: {text!r} is not understood", param, ctx)
 
 
-class _Numbers(click.ParamType):
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
     """Numbers with commas between, or one."""
 
     name = "a,b,c"
@@ -89,7 +87,7 @@ class _Numbers(click.ParamType):
             )
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType):  # type: ignore[type-arg]
     """`HxW`, or one number for both."""
 
     name = "HxW"
@@ -225,8 +223,11 @@ def _check_output(model: str, output: str) -> None:
         raise ModelError(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():
         raise ModelError(f"{path}: the folder {path.parent} does not exist; create it")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise ModelError(f"{path}: cannot be written (permission denied); choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be written ({e.strerror}); choose another place") from e
 
 
 def _instruments(options: dict[str, Any]) -> "list[Instrument]":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from onnxdrp.errors import DataError, ModelError
 from onnxdrp.observe import Tap, observe, pieces
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Accuracy", "Comparison", "accuracy", "compare_models", "paired_difference"]
 
 Bools = npt.NDArray[np.bool_]
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 _Z = 1.959964  # two-sided 95 % of the normal distribution
 
 
@@ -148,16 +150,14 @@ def _common_tensors(a: "Model", b: "Model") -> list[tuple[str, str, str]]:
     """(node, operator, tensor) of every float tensor that both models compute, in a's order."""
     in_b = {t.name for n in b.nodes() for t in n.outputs}
     outputs = {o.name for o in a.outputs}
+    inferred = onnx.shape_inference.infer_shapes(a.skeleton()).graph.value_info
+    floats = {v.name for v in inferred if v.type.tensor_type.elem_type in _FLOATS}
     return [
         (node.name, node.op, t.name)
         for node in a.nodes()
         for t in node.outputs
-        if t.name in in_b and t.name not in outputs and _is_float(t.dtype)
+        if t.name in in_b and t.name not in outputs and t.name in floats
     ]
-
-
-def _is_float(dtype: Any) -> bool:
-    return dtype is not None and not isinstance(dtype, int) and np.dtype(dtype).kind == "f"
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def wilson(right: Bools) -> tuple[float, float]:
     n, p = len(right), float(right.mean())
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))
 
 
 def paired_difference(before: Bools, after: Bools) -> tuple[float, float, float]:

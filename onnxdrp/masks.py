@@ -4,10 +4,8 @@ The file has `format`, `names` (the weights' names), and for the i-th name `shap
 (numpy.packbits of the keep array in C order). Equal masks give equal bytes.
 """
 
+import io
 import os
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.errors import OptionError
+from onnxdrp.weights import atomic_write
 
 __all__ = ["Mask", "dead_outputs", "load_masks", "save_masks"]
 
@@ -139,18 +138,8 @@ def save_masks(path: str | os.PathLike[str], masks: Mapping[str, Mask]) -> Path:
     for index, mask in enumerate(masks.values()):
         entries[f"shape_{index}"] = np.array(mask.shape, np.int64)
         entries[f"bits_{index}"] = mask._packed
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            temporary = Path(file.name)
-            try:
-                np.savez_compressed(file, allow_pickle=False, **entries)
-                file.close()
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as e:
-        raise OptionError(f"{path}: the masks cannot be written: {e.strerror or e}") from e
+    with atomic_write(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **entries)
     return path
 
 
@@ -158,17 +147,18 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, Mask]:
     """Reads what `save_masks` wrote; anything else is refused with an OptionError."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            return _read_masks(file)
+        content = path.read_bytes()
     except OSError as e:
         raise OptionError(f"{path}: the masks cannot be read: {e.strerror or e}") from e
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    try:
+        return _read_masks(io.BytesIO(content))
+    except Exception as e:  # zipfile and numpy meet a damaged file with all kinds of errors
         raise OptionError(
             f"{path}: not a file of masks, or a damaged one; give one that onnxdrp saved"
         ) from e
 
 
-def _read_masks(file: Any) -> dict[str, Mask]:
+def _read_masks(file: io.BytesIO) -> dict[str, Mask]:
     archive = np.load(file, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile) or str(archive["format"]) != _FORMAT:
         raise ValueError("another kind of file")

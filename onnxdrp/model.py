@@ -137,7 +137,7 @@ class Model:
                 f"{path}: is the input; name another output, or save with overwrite=True"
             )
         skeleton = self._export(as_loaded=True, nodes_up_to=external_threshold)
-        write_model(skeleton, self._weights, path, external_threshold)
+        write_model(skeleton, self._weights, path, external_threshold, overwrite)
         return path
 
     def clone(self) -> Self:
@@ -222,12 +222,11 @@ class Model:
 
     def protected(self) -> set[str]:
         """The names for which `is_protected` holds; a new set each time, so hold it in loops."""
-        names = {t.name for t in (*self.graph.inputs, *self.graph.outputs)}
+        used, inner = set(), {"", *self._carried.inner}
         for body in self.graph.subgraphs(recursive=True):
-            inner = {t.name for n in body.nodes for t in n.outputs} | {t.name for t in body.inputs}
-            used = {t.name for n in body.nodes for t in n.inputs} | {t.name for t in body.outputs}
-            names |= used - inner
-        return names - {""}
+            inner |= {t.name for n in body.nodes for t in n.outputs} | {t.name for t in body.inputs}
+            used |= {t.name for n in body.nodes for t in n.inputs} | {t.name for t in body.outputs}
+        return {t.name for t in (*self.graph.inputs, *self.graph.outputs)} | used - inner
 
     def unique_name(self, stem: str) -> str:
         """The first of `stem`, `stem_1`, ... that no node or tensor has, bodies included."""
@@ -271,6 +270,7 @@ class Model:
         if not isinstance(tensor, gs.Constant) or isinstance(tensor._values, SparseValues):
             return None
         values: Array = tensor.values
+        values.setflags(write=False)
         return values
 
     # ---------------------------------------------------------------------- as protobuf, as session
@@ -373,6 +373,7 @@ class Model:
         tensor = onnx.TensorProto(name=constant.name, data_type=weight.data_type, dims=weight.shape)
         refer(tensor, location=weight.reference)
         constant._values = _Stored(tensor, weight)
+        self._weights.release()  # the constant keeps it alive now
 
     def _export(self, *, as_loaded: bool, nodes_up_to: int | None = None) -> onnx.ModelProto:
         for constant in _constants(self.graph):

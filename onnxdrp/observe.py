@@ -90,7 +90,7 @@ def observe(
             for key, observer in observers.items():
                 pairs = taps[key].pairs()
                 observer.update(*(values[pair] for pair in pairs))
-                if getattr(observer, "nonfinite", 0):
+                if observer.nonfinite:
                     _refuse(table, pairs, values, seen)
             seen += valid
             done += valid
@@ -106,12 +106,14 @@ def pieces(reader: "DataReader", batch_size: int | None) -> Iterator[tuple[Feed,
     """Yield (feed, number of valid samples) of the size that the model takes.
 
     Args:
-        reader: gives batches of any size.
+        reader: gives batches of any size; the first input says how many samples there are, and
+            an input of another length has no batch axis and is passed whole.
         batch_size: the model's static batch size, to which batches are cut and the last is padded
             (by its last sample); None: batches are passed as they come.
     """
     for batch in reader.batches():
-        samples = max((len(v) for v in batch.values() if v.ndim), default=1)
+        first = next(iter(batch.values()), None)
+        samples = len(first) if first is not None and first.ndim else 1
         if batch_size is None:
             yield batch, samples
             continue
@@ -119,7 +121,6 @@ def pieces(reader: "DataReader", batch_size: int | None) -> Iterator[tuple[Feed,
             valid = min(batch_size, samples - start)
             rows = np.minimum(np.arange(start, start + batch_size), samples - 1)
             cut = slice(start, start + valid) if valid == batch_size else rows
-            # an input without the batch axis has another length, and is passed whole
             yield (
                 {k: v[cut] if v.ndim and len(v) == samples else v for k, v in batch.items()},
                 valid,

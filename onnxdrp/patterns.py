@@ -169,7 +169,7 @@ class FlexNM(_Shaped):
         return cycles_c(keep)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NM(_Shaped):
     """N of every `block` (M) weights are kept; without a fixed `n`, the rate says how many."""
 

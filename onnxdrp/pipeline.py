@@ -151,7 +151,13 @@ class PassRecord:
 
 
 class Instrument(Protocol):
-    """Watches passes from outside; the last to see `before` is the first to see `after`."""
+    """Watches passes from outside; the last to see `before` is the first to see `after`.
+
+    Subclass it and write the methods that matter: each does nothing unless written.
+    """
+
+    def start(self, passes: "Sequence[Pass]", model: "Model", ctx: PassContext) -> None:
+        """Called once, before the first pass of a run, with all its passes."""
 
     def before(self, index: int, step: Pass, model: "Model", ctx: PassContext) -> None:
         """Called before `requires` of each pass."""
@@ -187,6 +193,8 @@ class PassManager:
                 cause.
         """
         ctx = ctx if ctx is not None else PassContext()
+        for instrument in self.instruments:
+            instrument.start(self.passes, model, ctx)
         for index, step in enumerate(self.passes):
             yield self._step(index, step, model, ctx)
 

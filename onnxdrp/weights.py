@@ -15,7 +15,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from onnxdrp.errors import ModelError
 
@@ -43,7 +43,7 @@ _TREE: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto"},
     "GraphProto": {1: "NodeProto", 5: "TensorProto"},
     "NodeProto": {5: "AttributeProto"},
-    "AttributeProto": {5: "TensorProto", 6: "GraphProto", 10: "TensorProto", 11: "GraphProto"},
+    "AttributeProto": {5: "TensorProto", 6: "GraphProto"},
     "TensorProto": {},
 }
 _RAW_DATA = 9  # TensorProto.raw_data
@@ -128,7 +128,9 @@ class Weights:
         if _is_packed(array.dtype):
             flat = np.frombuffer(onnx.numpy_helper.from_array(array).raw_data, np.uint8)
         else:
-            array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+            # a conversion only where one is needed: np.asarray would give a view, and freeze only that
+            if not (array.dtype.isnative and array.flags.c_contiguous):
+                array = array.astype(array.dtype.newbyteorder("="), order="C")
             array.setflags(write=False)
             flat = array.reshape(-1).view(np.uint8)
         data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
@@ -140,6 +142,11 @@ class Weights:
     def of(self, tensor: onnx.TensorProto) -> Weight | None:
         """The weight that a tensor of a skeleton stands for, or None if it holds its own bytes."""
         return self._entries.get(_location(tensor))
+
+    def reads(self, path: Path) -> bool:
+        """Whether a weight is mapped from this file."""
+        start = f"{path.resolve()}@"
+        return any((w.origin or "").startswith(start) for w in self._entries.values())
 
     def copy(self, without: Collection[Weight] = ()) -> "Weights":
         """Another table of the same weights, less those named; references mean the same in both."""
@@ -179,6 +186,8 @@ def _varint(buffer: Buffer, at: int) -> tuple[int, int]:
     while True:
         byte = buffer[at]
         at += 1
+        if shift > 63:
+            raise IndexError("a number of more than 64 bits")
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
@@ -300,15 +309,31 @@ def read_skeleton(path: Path) -> tuple[onnx.ModelProto, Weights]:
 
     try:
         model = onnx.ModelProto.FromString(_strip(data.data, 0, len(data), "ModelProto", cut))
-    except (IndexError, DecodeError) as e:
+    except (IndexError, DecodeError, RecursionError) as e:
         raise ModelError(
             f"{path}: not an ONNX model, or cut short ({len(data):,} bytes); copy it again"
         ) from e
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{path}: not an ONNX model (it has no graph); check the file's name")
+    if not _is_text(model):
+        raise ModelError(f"{path}: has names that are no UTF-8 text; export or copy it again")
     for tensor in tensors(model.graph):
         _resolve(tensor, path, weights)
     return model, weights
+
+
+def _is_text(message: Message) -> bool:
+    """Whether all strings of a message are text: protobuf hands out bytes where one is not."""
+    for field, content in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            parts = [content] if isinstance(content, Message) else content
+            if not all(map(_is_text, parts)):
+                return False
+        elif field.type == field.TYPE_STRING:
+            texts = [content] if isinstance(content, str | bytes) else content
+            if not all(isinstance(text, str) for text in texts):
+                return False
+    return True
 
 
 def _identity(path: Path) -> str:
@@ -340,9 +365,8 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
-            yield from attribute.tensors
-            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else ():
-                yield from tensors(body)
+            if attribute.HasField("g"):
+                yield from tensors(attribute.g)
 
 
 def _resolve(tensor: onnx.TensorProto, path: Path, weights: Weights) -> None:
@@ -354,20 +378,49 @@ def _resolve(tensor: onnx.TensorProto, path: Path, weights: Weights) -> None:
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
             tensor.raw_data = weight.raw().tobytes()
-            return
-        refer(tensor, location=weights.add(weight))
+            weight = None
+        else:
+            refer(tensor, location=weights.add(weight))
     if weight is not None:
         weight.data_type, weight.shape = tensor.data_type, tuple(tensor.dims)
-        expected = _expected_bytes(tensor)
-        if expected != weight.nbytes:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} has {weight.nbytes:,} bytes where its shape "
-                f"{list(tensor.dims)} needs {expected:,}; export the model again"
-            )
-    elif tensor.ByteSize() >= THRESHOLD and tensor.data_type != onnx.TensorProto.STRING:
+    _check_size(tensor, weight, path)
+    if (
+        weight is None
+        and tensor.ByteSize() >= THRESHOLD
+        and tensor.data_type != onnx.TensorProto.STRING
+    ):
         weight = weights.adopt(np.array(onnx.numpy_helper.to_array(tensor)))
         weight.origin = f"{_identity(path)}#{tensor.name}"
         refer(tensor, location=weight.reference)
+
+
+def _check_size(tensor: onnx.TensorProto, weight: Weight | None, path: Path) -> None:
+    """Raise ModelError if a tensor has more or fewer values than its shape says, or is of no known type."""
+    if tensor.data_type not in onnx.TensorProto.DataType.values()[1:]:
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} has the unknown type {tensor.data_type}; "
+            "upgrade onnx, or export the model again"
+        )
+    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    if weight is not None or tensor.raw_data or not getattr(tensor, field):
+        expected = _expected_bytes(tensor)
+        found = weight.nbytes if weight is not None else len(tensor.raw_data)
+        unit = "bytes"
+    else:
+        expected, found, unit = _expected_values(tensor), len(getattr(tensor, field)), "values"
+    if expected != found or any(d < 0 for d in tensor.dims):
+        raise ModelError(
+            f"{path}: tensor {tensor.name!r} has {found:,} {unit} where its shape "
+            f"{list(tensor.dims)} needs {expected:,}; export the model again"
+        )
+
+
+def _expected_values(tensor: onnx.TensorProto) -> int:
+    """How many entries a typed field (float_data, int32_data, ...) of a tensor must have."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    if _is_packed(dtype):
+        return _expected_bytes(tensor)  # one entry a byte
+    return math.prod(tensor.dims) * (2 if dtype.kind == "c" else 1)
 
 
 def _expected_bytes(tensor: onnx.TensorProto) -> int:
@@ -393,8 +446,8 @@ def _open_external(tensor: onnx.TensorProto, path: Path) -> Weight:
             f"{path}: the external data {location!r} of tensor {tensor.name!r} is missing; "
             "copy it into the model's folder"
         )
-    offset = int(entries.get("offset", 0))
-    length = int(entries.get("length", 0)) or _expected_bytes(tensor)
+    offset = _number(entries, "offset", tensor, path)
+    length = _number(entries, "length", tensor, path) or _expected_bytes(tensor)
     if offset < 0 or length < 0 or offset + length > file.stat().st_size:
         raise ModelError(
             f"{path}: the external data {location!r} ends before tensor {tensor.name!r} "
@@ -405,6 +458,16 @@ def _open_external(tensor: onnx.TensorProto, path: Path) -> Weight:
             tensor.data_type, tuple(tensor.dims), lambda: np.empty(0, np.uint8), 0, "empty"
         )
     return _mapped(_map_once(file), offset, length, f"{_identity(file)}:{offset}")
+
+
+def _number(entries: dict[str, str], key: str, tensor: onnx.TensorProto, path: Path) -> int:
+    try:
+        return int(entries.get(key, 0))
+    except ValueError as e:
+        raise ModelError(
+            f"{path}: the external data of tensor {tensor.name!r} has the {key} {entries[key]!r}, "
+            "which is no number; export the model again"
+        ) from e
 
 
 _open_maps: "weakref.WeakValueDictionary[str, Array]" = weakref.WeakValueDictionary()
@@ -421,48 +484,40 @@ def _map_once(file: Path) -> Array:
 # ------------------------------------------------------------------------------------------ writing
 
 
-class atomic_write:  # noqa: N801 - reads as a verb where it is used
-    """A context manager: a binary file that appears under its name only when all of it is written.
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name only when all of it is written.
 
     Raises:
-        ModelError: the folder is missing or cannot be written.
+        ModelError: the folder is missing, or the file cannot be written.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> BinaryIO:
-        if not self.path.parent.is_dir():
-            raise ModelError(
-                f"{self.path}: the folder {self.path.parent} does not exist; create it"
-            )
-        if self.path.is_dir():
-            raise ModelError(f"{self.path}: is a folder; name a file")
-        try:
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        except OSError as e:
-            raise ModelError(f"{self.path}: cannot be written ({e.strerror or e})") from e
-        self._temporary = Path(name)
-        self._file = os.fdopen(handle, "wb")
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._file.close()
-            if kind is None:
-                mask = os.umask(0)
-                os.umask(mask)
-                self._temporary.chmod(0o666 & ~mask)  # mkstemp makes files private
-                self._temporary.replace(self.path)
-        except OSError as e:
-            raise ModelError(f"{self.path}: cannot be written ({e.strerror or e})") from e
-        finally:
-            with suppress(FileNotFoundError):
-                self._temporary.unlink()
+    if not path.parent.is_dir():
+        raise ModelError(f"{path}: the folder {path.parent} does not exist; create it")
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name a file")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be written ({e.strerror or e})") from e
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)  # mkstemp makes files private
+        Path(name).replace(path)
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be written ({e.strerror or e})") from e
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def write_model(
-    skeleton: onnx.ModelProto, weights: Weights, path: Path, external_threshold: int | None
+    skeleton: onnx.ModelProto,
+    weights: Weights,
+    path: Path,
+    external_threshold: int | None,
+    overwrite: bool = False,
 ) -> None:
     """Write a skeleton and its weights, streamed: no weight is copied in memory.
 
@@ -472,6 +527,7 @@ def write_model(
         path: the .onnx file; external data goes to `<path>.data`, beside it.
         external_threshold: initializers of this many bytes and more become external data; None: one
             file if that stays below protobuf's 2 GB, else 1024.
+        overwrite: allow the external data to replace a file that the weights are mapped from.
 
     Raises:
         ModelError: the file cannot be written, or does not fit into 2 GB with this threshold.
@@ -480,7 +536,13 @@ def write_model(
     if external_threshold is None and used + skeleton.ByteSize() > PROTOBUF_LIMIT - 2**20:
         external_threshold = THRESHOLD
     if external_threshold is not None:
-        with atomic_write(path.with_name(path.name + ".data")) as data:
+        beside = path.with_name(path.name + ".data")
+        if not overwrite and weights.reads(beside):
+            raise ModelError(
+                f"{beside}: holds the weights of the input, and would be replaced; "
+                "name another output, or save with overwrite=True"
+            )
+        with atomic_write(beside) as data:
             skeleton = _write_external(skeleton, weights, data, path.name, external_threshold)
             _write_filled(skeleton, weights, path)
     else:

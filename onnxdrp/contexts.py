@@ -1,0 +1,119 @@
+"""A PassContext on disk: what passes have told each other so far, and a few samples of the data.
+
+    context.json    seed, target, rates, reasons, ranges, quantization parameters
+    masks.npz       masks, as `onnxdrp.masks` writes them
+    samples.npz     the first samples of the reader, as the model was to be fed with them
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdrp.datareaders import DataReader, take
+from onnxdrp.errors import DataError, OptionError
+from onnxdrp.masks import load_masks, save_masks
+from onnxdrp.pipeline import PassContext
+from onnxdrp.quantize import QuantParams, Range
+from onnxdrp.targets import Operators, Target
+
+__all__ = ["load_context", "save_context"]
+
+Array = npt.NDArray[Any]
+
+_PLAIN = ("seed", "rates", "refused", "kept_float")
+
+
+class _Batches(DataReader):
+    """Batches that were saved, given back as they are."""
+
+    def __init__(self, batches: list[dict[str, Array]], layout: Any) -> None:
+        self.layout = layout
+        self.samples = sum(len(next(iter(batch.values()))) for batch in batches)
+        self._batches = batches
+
+    def batches(self) -> Iterator[Mapping[str, Array]]:
+        """Begin a new pass."""
+        yield from self._batches
+
+
+def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
+    """Write the tables of a context, and the first samples of its reader, into a folder.
+
+    Raises:
+        DataError: the reader fails; everything else is written by then.
+    """
+    tables: dict[str, Any] = {name: getattr(ctx, name) for name in _PLAIN}
+    tables["target"] = dataclasses.asdict(ctx.target)
+    tables["ranges"] = {name: (r.low, r.high) for name, r in ctx.ranges.items()}
+    tables["quantization"] = {name: _params(p) for name, p in ctx.quantization.items()}
+    (folder / "context.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+    if ctx.masks:
+        save_masks(folder / "masks.npz", ctx.masks)
+    if ctx.reader is not None:
+        _save_samples(ctx.reader, folder / "samples.npz", samples)
+
+
+def load_context(folder: Path) -> PassContext:
+    """Read what `save_context` wrote. Raises OptionError if it cannot be read."""
+    try:
+        tables = json.loads((folder / "context.json").read_text(encoding="utf-8"))
+        ctx = PassContext(target=_target(tables["target"]), **{n: tables[n] for n in _PLAIN})
+        ctx.ranges = {name: Range(*ends) for name, ends in tables["ranges"].items()}
+        ctx.quantization = {name: QuantParams(**p) for name, p in tables["quantization"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise OptionError(f"{folder / 'context.json'}: no saved context ({e})") from e
+    if (folder / "masks.npz").exists():
+        ctx.masks = load_masks(folder / "masks.npz")
+    if (folder / "samples.npz").exists():
+        ctx.reader = _load_samples(folder / "samples.npz")
+    return ctx
+
+
+def _params(params: QuantParams) -> dict[str, Any]:
+    return {
+        "scale": params.scale.tolist(),  # float32 to a Python float and back is exact
+        "zero_point": params.zero_point.tolist(),
+        "dtype": params.dtype,
+        "axis": params.axis,
+    }
+
+
+def _target(table: dict[str, Any]) -> Target:
+    operators = {name: _tuples(v) for name, v in table["operators"].items()}
+    return Target(**{**table, "operators": Operators(**operators)})
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(v) for name, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _save_samples(reader: DataReader, path: Path, samples: int) -> None:
+    try:
+        batches = list(take(reader, samples).batches())
+    except Exception as e:  # a user's reader may raise anything
+        raise DataError(f"the reader's samples could not be saved ({e})") from e
+    names = sorted({name for batch in batches for name in batch})
+    arrays = {
+        f"{i}_{names.index(name)}": np.asarray(array)
+        for i, batch in enumerate(batches)
+        for name, array in batch.items()
+    }
+    np.savez_compressed(path, names=np.array(names), layout=np.array(reader.layout), **arrays)
+
+
+def _load_samples(path: Path) -> _Batches:
+    batches: dict[int, dict[str, Array]] = {}
+    with np.load(path, allow_pickle=False) as archive:
+        names, layout = archive["names"].tolist(), str(archive["layout"])
+        for key in archive.files:
+            if key not in ("names", "layout"):
+                batch, name = map(int, key.split("_"))
+                batches.setdefault(batch, {})[names[name]] = archive[key]
+    return _Batches([batches[i] for i in sorted(batches)], layout)

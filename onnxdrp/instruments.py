@@ -1,0 +1,284 @@
+"""What watches passes from outside: dumps, checks, timing, reproducers, progress.
+
+    PassManager(passes, [Progress(), Reproducer("failed"), Dump("steps"), Verify(), Timing()])
+
+The last in the list stands nearest to the pass: Timing belongs there, and Reproducer before the checks whose
+failures it is to catch.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdrp.errors import CheckError, OptionError
+from onnxdrp.memory import peak_since_restart_mb, restart_peak
+from onnxdrp.pipeline import Instrument, Pass, PassContext, PassRecord
+from onnxdrp.report import Text, text_table
+from onnxdrp.reproduce import Reproducer, replay
+
+if TYPE_CHECKING:
+    from onnxdrp.model import Model
+
+__all__ = [
+    "Dump",
+    "Equivalence",
+    "Progress",
+    "Reproducer",
+    "Timing",
+    "Verify",
+    "replay",
+]
+
+_LIST = ".onnxdrp-dump"  # in a folder of dumps: the names of the files that are ours
+
+
+class Dump(Instrument):
+    """Writes the model after each pass: `003_prune-blocks.onnx` in `folder`.
+
+    A run begins by deleting what an earlier one left there, and nothing else: a folder that holds a file which
+    no Dump wrote is refused.
+
+    Args:
+        folder: where the models go; made if it is missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._ours()
+
+    def start(self, passes: Sequence[Pass], model: "Model", ctx: PassContext) -> None:
+        """Make the folder, or empty it of earlier dumps."""
+        for name in self._ours():
+            (self.folder / name).unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _LIST).write_text("", encoding="utf-8")
+
+    def after(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, record: PassRecord
+    ) -> None:
+        """Write the model."""
+        name = f"{index:03d}_{step.name}.onnx"
+        with (self.folder / _LIST).open("a", encoding="utf-8") as ours:
+            ours.write(f"{name}\n{name}.data\n")
+        model.save(self.folder / name)
+
+    def _ours(self) -> list[str]:
+        """The names that an earlier Dump noted. Raises OptionError if there are other files."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OptionError(f"{self.folder}: is a file; name a folder for the dumps")
+        if not self.folder.exists():
+            return []
+        ours = self.folder / _LIST
+        names = ours.read_text(encoding="utf-8").split("\n")[:-1] if ours.is_file() else []
+        for path in sorted(self.folder.iterdir()):
+            if path.name not in (*names, _LIST) or path.is_dir():
+                raise OptionError(
+                    f"{self.folder}: holds {path.name!r}, which no dump wrote; name an empty folder"
+                )
+        return names
+
+
+class Verify(Instrument):
+    """Checks after every pass that the model is valid, that `modified` is true, that pruned weights are zero.
+
+    Valid is what onnx's full checker says. `modified` is held against the fingerprints before and after. Each
+    weight in `ctx.masks` must exist and be zero wherever its mask is, in float or behind a DequantizeLinear.
+    """
+
+    def __init__(self) -> None:
+        self._fingerprint = ""
+
+    def before(self, index: int, step: Pass, model: "Model", ctx: PassContext) -> None:
+        """Note what the model is."""
+        self._fingerprint = model.fingerprint()
+
+    def after(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, record: PassRecord
+    ) -> None:
+        """Check. Raises CheckError."""
+        model.check()
+        changed = model.fingerprint() != self._fingerprint
+        if changed != record.modified:
+            is_not = "differs from" if changed else "is the same as"
+            raise CheckError(
+                f"modified={record.modified}, but the model {is_not} the one before: a defect of the pass"
+            )
+        if ctx.masks:
+            _check_masks(model, ctx)
+
+
+def _check_masks(model: "Model", ctx: PassContext) -> None:
+    from onnxdrp.layers import by_weight, layers
+
+    weights = by_weight(layers(model))
+    for name, mask in ctx.masks.items():
+        stored = weights[name][0].stored if name in weights else None
+        if stored is None:
+            raise CheckError(
+                f"pruned weight {name!r} is gone: a pass that renames or removes a weight must move "
+                "or drop its mask in ctx.masks"
+            )
+        mask.check_fits(stored.shape, f"pruned weight {name!r}")
+        if not stored.holds(model, mask):
+            alive = int(np.count_nonzero(stored.nonzero(model) & ~mask.keep))
+            raise CheckError(f"pruned weight {name!r} has {alive:,} values that its mask has zeroed")
+
+
+class Timing(Instrument):
+    """Measures each pass: fills `record.peak_rss_mb`, and keeps a table of seconds and memory.
+
+    Where the system cannot reset the peak (elsewhere than on Linux) the memory is the peak since the process
+    began.
+
+    Attributes:
+        records: of the passes of the last run.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[PassRecord] = []
+
+    def start(self, passes: Sequence[Pass], model: "Model", ctx: PassContext) -> None:
+        """Begin a new table."""
+        self.records = []
+
+    def before(self, index: int, step: Pass, model: "Model", ctx: PassContext) -> None:
+        """Let the peak begin anew."""
+        restart_peak()
+
+    def after(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, record: PassRecord
+    ) -> None:
+        """Note the peak."""
+        record.peak_rss_mb = round(peak_since_restart_mb(), 1)
+        self.records.append(record)
+
+    def table(self) -> Text:
+        """Seconds, their share, and peak memory of each pass, as text."""
+        total = sum(r.seconds for r in self.records)
+        rows = [
+            (r.name, f"{r.seconds:.3f}", f"{r.seconds / (total or 1):.0%}", f"{r.peak_rss_mb:.0f}")
+            for r in self.records
+        ]
+        rows.append(("total", f"{total:.3f}", "", ""))
+        return Text(text_table(("pass", "seconds", "share", "peak MB"), rows))
+
+    __str__ = table
+    __repr__ = table
+
+
+class Equivalence(Instrument):
+    """Runs the model before and after each pass that must keep results, and compares the outputs.
+
+    The rule is that of `onnxdrp.equivalence`. The inputs are the first samples of the context's reader; where
+    there is none, seeded random ones.
+
+    Args:
+        samples: how many samples both models are run on.
+        tolerance: max|a - b| over max|a|, for each float output and each part of it.
+    """
+
+    def __init__(self, samples: int = 8, tolerance: float = 1e-4) -> None:
+        if samples < 1:
+            raise OptionError(f"samples={samples}: give at least 1")
+        if not tolerance >= 0:
+            raise OptionError(f"tolerance={tolerance}: give 0 or more")
+        self.samples = samples
+        self.tolerance = tolerance
+        self._before: Model | None = None
+
+    def before(self, index: int, step: Pass, model: "Model", ctx: PassContext) -> None:
+        """Keep the model as it is, its weights shared."""
+        self._before = model.clone() if step.keeps_results else None
+
+    def after(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, record: PassRecord
+    ) -> None:
+        """Compare. Raises CheckError with the figures of each output that differs."""
+        from onnxdrp.equivalence import compare_models
+
+        before, self._before = self._before, None
+        if before is None or not record.modified:
+            return
+        found = compare_models(before, model, self._feeds(before, ctx), self.tolerance)
+        if found:
+            raise CheckError(f"the results are not those before: {'; '.join(found)}")
+
+    def failed(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, error: Exception
+    ) -> None:
+        """Let go of the model."""
+        self._before = None
+
+    def _feeds(
+        self, model: "Model", ctx: PassContext
+    ) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+        from onnxdrp.datareaders import take
+        from onnxdrp.equivalence import example_feeds
+        from onnxdrp.observe import pieces
+
+        first = model.inputs[0].shape if model.inputs else None
+        batch = first[0] if first and isinstance(first[0], int) else None
+        if ctx.reader is None:
+            yield from example_feeds(model, ctx.seed, count=-(-self.samples // (batch or 1)))
+            return
+        names = {info.name for info in model.inputs}
+        reader = take(ctx.reader, self.samples)
+        for feed, _ in islice(pieces(reader, batch), self.samples):
+            yield {name: array for name, array in feed.items() if name in names}
+
+
+class Progress(Instrument):
+    """Shows on a terminal which pass runs, and how far it has come with its data.
+
+    The line stands on standard error and vanishes when the pass is done. Where standard error is no terminal
+    nothing is shown; the pass manager logs each pass either way.
+    """
+
+    def __init__(self) -> None:
+        self._passes = 0
+        self._bar: Any = None  # rich.progress.Progress, imported where it is shown
+
+    def start(self, passes: Sequence[Pass], model: "Model", ctx: PassContext) -> None:
+        """Note how many passes there are."""
+        self._passes = len(passes)
+
+    def before(self, index: int, step: Pass, model: "Model", ctx: PassContext) -> None:
+        """Show the pass."""
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        bar = Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+        task = bar.add_task(f"[{index + 1}/{self._passes}] {step.name}", total=None)
+
+        def show(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        ctx.progress = show
+        self._bar = bar
+        bar.start()
+
+    def after(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, record: PassRecord
+    ) -> None:
+        """Take the line away."""
+        self._stop(ctx)
+
+    def failed(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, error: Exception
+    ) -> None:
+        """Take the line away."""
+        self._stop(ctx)
+
+    def _stop(self, ctx: PassContext) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar, ctx.progress = None, None

@@ -1,0 +1,133 @@
+"""What a mask does to a weight, in figures, and what the user should know of them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdrp.cycles import cycles_b, cycles_c
+from onnxdrp.geometry import WeightGeometry, from_slabs
+from onnxdrp.masks import Mask, dead_outputs
+from onnxdrp.patterns import NM, Block, FlexNM, Pattern, Rate, Row, Unstructured, prune_count
+
+__all__ = ["PrunedWeight", "expected_count", "warnings_of"]
+
+Array = npt.NDArray[Any]
+
+_READINGS = {
+    "B": "whole vectors of one output and one slab are skipped",
+    "C": "each slab costs as much as its fullest output",
+}
+
+
+@dataclass(frozen=True)
+class PrunedWeight:
+    """A mask and its figures.
+
+    Attributes:
+        mask: in the weight's own shape.
+        rate: that was asked for.
+        kept_l1: share of the sum of magnitudes that is kept.
+        kept_l2: share of the L2 norm that is kept.
+        dead_outputs: outputs without any weight.
+        outputs: all outputs.
+        cycles_b: modelled cycles under reading B, as a share of the dense weight's.
+        cycles_c: the same under reading C.
+    """
+
+    mask: Mask
+    rate: float
+    kept_l1: float
+    kept_l2: float
+    dead_outputs: int
+    outputs: int
+    cycles_b: float
+    cycles_c: float
+
+    @classmethod
+    def choose(
+        cls, scores: Array, geometry: WeightGeometry, pattern: Pattern, rate: float
+    ) -> "PrunedWeight":
+        """The mask that a pattern makes of scores in the slab view."""
+        keep = pattern.mask(scores, rate)
+        mask = Mask(from_slabs(keep, geometry))
+        l1, l2 = _kept(scores, keep)
+        return cls(
+            mask=mask,
+            rate=rate,
+            kept_l1=l1,
+            kept_l2=l2,
+            dead_outputs=len(dead_outputs(mask.keep, geometry.output_axis)),
+            outputs=geometry.shape[geometry.output_axis],
+            cycles_b=cycles_b(keep) / keep.size,
+            cycles_c=cycles_c(keep) / keep.size,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures as JSON can hold them."""
+        return {
+            "rate": self.rate,
+            "sparsity": self.mask.sparsity,
+            "kept_magnitude": {"l1": self.kept_l1, "l2": self.kept_l2},
+            "dead_outputs": self.dead_outputs,
+            "modelled_cycles": {"b": self.cycles_b, "c": self.cycles_c},
+        }
+
+
+def _kept(scores: Array, keep: Array) -> tuple[float, float]:
+    """The shares of the L1 and L2 norm that stay; 1 for a weight that is all zero."""
+    magnitude = np.maximum(scores, 0, dtype=np.float64)  # padding scores below 0
+    kept = magnitude * keep
+    l1, l2 = magnitude.sum(), math.sqrt(np.vdot(magnitude, magnitude))
+    if not l1:
+        return 1.0, 1.0
+    return float(kept.sum() / l1), math.sqrt(np.vdot(kept, kept)) / l2
+
+
+def expected_count(geometry: WeightGeometry, pattern: Pattern, rate: Rate) -> int | None:
+    """How many weights a mask of this rate keeps; None for a pattern not known here."""
+    _, outputs, slabs, block = geometry.view_shape
+    size = math.prod(geometry.shape)
+    match pattern:
+        case Block():
+            units = outputs
+        case FlexNM() | Row():
+            units = slabs * block
+        case NM():
+            units = block
+        case Unstructured():
+            units = size
+        case _:
+            return None
+    return size // units * (units - prune_count(rate, units))
+
+
+def warnings_of(pruned: Mapping[str, PrunedWeight], pattern: Pattern) -> list[str]:
+    """Outputs left without weights, and readings of the hardware under which nothing is gained.
+
+    Args:
+        pruned: by layer name.
+        pattern: of the masks.
+    """
+    found = []
+    dead = {name: p for name, p in pruned.items() if p.dead_outputs}
+    if dead:
+        worst = max(dead, key=lambda name: dead[name].dead_outputs / dead[name].outputs)
+        found.append(
+            f"{sum(p.dead_outputs for p in dead.values())} outputs of {len(dead)} layers have no "
+            f"weight left ({worst!r}: {dead[worst].dead_outputs} of {dead[worst].outputs}) and "
+            "give constants; lower the rate of these layers, take another pattern, or remove them"
+        )
+    asked = [p for p in pruned.values() if p.rate > 0]
+    for letter, what in _READINGS.items():
+        shares = [p.cycles_b if letter == "B" else p.cycles_c for p in asked]
+        idle = sum(share >= 1 for share in shares)
+        if idle:
+            found.append(
+                f"pattern {pattern.name} gains nothing in {idle} of {len(asked)} layers if the "
+                f"hardware works as in reading {letter} ({what}; a model, not a measurement)"
+            )
+    return found

@@ -280,6 +280,8 @@ def _quantization(
     from onnxdrp import passes as p
 
     return [
+        p.ConvertOpset(),
+        p.InferShapes(),
         p.Calibrate(
             method=method, percentile=percentile, exclude=tuple(exclude), memory_limit=memory_limit
         ),

@@ -39,6 +39,7 @@ class Carried:
     inputs: dict[str, onnx.ValueInfoProto] = field(default_factory=dict)  # all, in order
     constants: dict[str, onnx.NodeProto] = field(default_factory=dict)  # without their value
     inner: set[str] = field(default_factory=set)  # names of initializers inside bodies
+    tensors: dict[str, onnx.TensorProto] = field(default_factory=dict)  # doc and metadata only
 
     @classmethod
     def take(cls, skeleton: onnx.ModelProto) -> "Carried":
@@ -49,6 +50,8 @@ class Carried:
         for graph in _graphs(skeleton.graph):
             if graph is not skeleton.graph:
                 carried.inner |= {t.name for t in graph.initializer}
+            for tensor in graph.initializer:
+                carried._take_tensor(tensor)
             for node in graph.node:
                 carried._take_node(node)
             for value in (*graph.input, *graph.output, *graph.value_info):
@@ -61,6 +64,7 @@ class Carried:
         newer.nodes |= self.nodes
         newer.values |= self.values
         newer.constants |= self.constants
+        newer.tensors |= self.tensors
         newer.inputs, newer.model, newer.graph = self.inputs, self.model, self.graph
         return newer
 
@@ -79,6 +83,8 @@ class Carried:
         for graph in _graphs(proto.graph):
             if graph is not proto.graph:
                 self._hoist(graph, proto.graph, outer)
+            for tensor in graph.initializer:
+                self._put_tensor(tensor)
             for node in graph.node:
                 self._put_node(node)
             for value in (*graph.input, *graph.output, *graph.value_info):
@@ -102,6 +108,12 @@ class Carried:
         self.graph.quantization_annotation.extend(skeleton.graph.quantization_annotation)
         for value in skeleton.graph.input:
             self.inputs[value.name] = onnx.ValueInfoProto.FromString(value.SerializeToString())
+
+    def _take_tensor(self, tensor: onnx.TensorProto) -> None:
+        if tensor.doc_string or tensor.metadata_props:
+            extras = onnx.TensorProto(doc_string=tensor.doc_string)
+            extras.metadata_props.extend(tensor.metadata_props)
+            self.tensors[tensor.name] = extras
 
     def _take_node(self, node: onnx.NodeProto) -> None:
         extras = onnx.NodeProto(op_type=node.op_type)
@@ -147,6 +159,7 @@ class Carried:
                 kept.append(node)
                 continue
             tensor.name = node.output[0]
+            self._take_tensor(tensor)
             graph.initializer.append(tensor)
             origin = onnx.NodeProto.FromString(node.SerializeToString())
             origin.ClearField("attribute")
@@ -169,6 +182,13 @@ class Carried:
         made = {name for node in body.node for name in node.output}
         for value in [v for v in body.value_info if v.name not in made]:
             body.value_info.remove(value)
+
+    def _put_tensor(self, tensor: onnx.TensorProto) -> None:
+        extras = self.tensors.get(tensor.name)
+        if extras is not None:
+            tensor.doc_string = extras.doc_string
+            tensor.ClearField("metadata_props")
+            tensor.metadata_props.extend(extras.metadata_props)
 
     def _put_node(self, node: onnx.NodeProto) -> None:
         extras = self.nodes.get(node.name)

@@ -233,7 +233,7 @@ def _check_output(model: str, output: str) -> None:
 def _instruments(options: dict[str, Any]) -> "list[Instrument]":
     from onnxdrp.instruments import Dump, Equivalence, Progress, Reproducer, Timing, Verify
 
-    watching: list[Instrument] = [Progress(), Timing()]
+    watching: list[Instrument] = [Progress()]  # the last stands nearest to the passes
     dump, verify = options.pop("dump"), options.pop("verify")
     equivalence, reproduce = options.pop("equivalence"), options.pop("reproduce")
     if reproduce is not None:
@@ -244,7 +244,7 @@ def _instruments(options: dict[str, Any]) -> "list[Instrument]":
         watching.append(Verify())
     if equivalence:
         watching.append(Equivalence())
-    return watching
+    return [*watching, Timing()]
 
 
 def _transform(verb: str, model: str, options: dict[str, Any]) -> None:

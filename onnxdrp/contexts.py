@@ -1,8 +1,8 @@
 """A PassContext on disk: what passes have told each other so far, and a few samples of the data.
 
-    context.json    seed, target, rates, reasons, ranges, quantization parameters
-    masks.npz       masks, as `onnxdrp.masks` writes them
-    samples.npz     the first samples of the reader, as the model was to be fed with them
+context.json    seed, target, rates, reasons, ranges, quantization parameters
+masks.npz       masks, as `onnxdrp.masks` writes them
+samples.npz     the first samples of the reader, as the model was to be fed with them
 """
 
 import dataclasses
@@ -51,7 +51,9 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
     tables["target"] = dataclasses.asdict(ctx.target)
     tables["ranges"] = {name: (r.low, r.high) for name, r in ctx.ranges.items()}
     tables["quantization"] = {name: _params(p) for name, p in ctx.quantization.items()}
-    (folder / "context.json").write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+    (folder / "context.json").write_text(
+        json.dumps(tables, indent=2, default=_plain) + "\n", encoding="utf-8"
+    )
     if ctx.masks:
         save_masks(folder / "masks.npz", ctx.masks)
     if ctx.reader is not None:
@@ -72,6 +74,10 @@ def load_context(folder: Path) -> PassContext:
     if (folder / "samples.npz").exists():
         ctx.reader = _load_samples(folder / "samples.npz")
     return ctx
+
+
+def _plain(number: Any) -> Any:
+    return number.tolist()  # of numpy
 
 
 def _params(params: QuantParams) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def _save_samples(reader: DataReader, path: Path, samples: int) -> None:
     except Exception as e:  # a user's reader may raise anything
         raise DataError(f"the reader's samples could not be saved ({e})") from e
     names = sorted({name for batch in batches for name in batch})
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{i}_{names.index(name)}": np.asarray(array)
         for i, batch in enumerate(batches)
         for name, array in batch.items()

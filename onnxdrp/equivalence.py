@@ -10,11 +10,12 @@ holds things of different scale, such as boxes in pixels beside probabilities. S
 channel axis (1, and the last) are sorted by their maximum, and where that jumps by 10 or more a new
 part begins, judged by its own maximum. Slices of fewer than 8 values are not told apart (one value
 near zero is no scale), and no part is judged more finely than the rounding (one epsilon) of the
-largest value, since exact zeros come out of sums of large terms. Below float32 the tolerance is at
-least 8 epsilon of the type.
+largest value, since exact zeros come out of sums of large terms; where a Sigmoid, Softmax or Tanh
+gives the output, than that of 1, since kernels compute these to so many places, not digits. Below
+float32 the tolerance is at least 8 epsilon of the type.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ FEWEST = 8  # values in a slice that may be a part
 SIZES = (32, 48, 64, 224, 320, 640)  # tried for free spatial dimensions, in order
 # They move or retype positions, and leave what the positions mean.
 _CARRIERS = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_MOVERS = _CARRIERS | {"Concat", "Gather", "Slice", "Split"}
+_BOUNDED = {"HardSigmoid", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Scores:
     kept: bool = True
 
     def differ(self, a: Array, b: Array) -> float:
-        """The largest difference of the scores that `a` and `b` point to, in terms of the largest."""
+        """How far the scores that `a` and `b` point to are apart, in terms of the largest."""
         if not self.kept:
             a, b = np.expand_dims(a, self.axis), np.expand_dims(b, self.axis)
         at_a, at_b = (np.take_along_axis(self.values, i, self.axis) for i in (a, b))
@@ -69,6 +72,7 @@ def same_results(
     after: Mapping[str, Array],
     tolerance: float = TOLERANCE,
     scores: Mapping[str, Scores] | None = None,
+    bounded: Collection[str] = (),
 ) -> list[str]:
     """Compare two runs, output by output.
 
@@ -77,6 +81,7 @@ def same_results(
         after: the same outputs of the changed model.
         tolerance: of floats, in terms of the largest value of each part.
         scores: for outputs of positions, what they point into; without it they must be equal.
+        bounded: the outputs that a function with values up to 1 gives.
 
     Returns:
         The differences in words; empty if the results are the same.
@@ -86,16 +91,16 @@ def same_results(
     for name in before:
         if name in after:
             a, b = np.asarray(before[name]), np.asarray(after[name])
-            why = _difference(a, b, tolerance, (scores or {}).get(name))
+            why = _difference(a, b, tolerance, (scores or {}).get(name), name in bounded)
             found += [f"output {name!r}: {why}"] if why else []
     return found
 
 
-def _difference(a: Array, b: Array, tolerance: float, scores: Scores | None) -> str:
+def _difference(a: Array, b: Array, tolerance: float, scores: Scores | None, bounded: bool) -> str:
     if a.dtype != b.dtype or a.shape != b.shape:
         return f"was {a.dtype} {list(a.shape)}, is {b.dtype} {list(b.shape)}"
     if a.dtype.kind in "fc" or a.dtype.name == "bfloat16":
-        return _float_difference(a, b, tolerance)
+        return _float_difference(a, b, tolerance, bounded)
     differing = int(np.count_nonzero(a != b))
     if not differing:
         return ""
@@ -105,10 +110,10 @@ def _difference(a: Array, b: Array, tolerance: float, scores: Scores | None) -> 
     return f"{differing} of {a.size} values differ{tied}"
 
 
-def _float_difference(a: Array, b: Array, tolerance: float) -> str:
+def _float_difference(a: Array, b: Array, tolerance: float, bounded: bool) -> str:
     import ml_dtypes
 
-    epsilon = float(ml_dtypes.finfo(a.dtype).eps)
+    epsilon = float(ml_dtypes.finfo(a.dtype).eps)  # type: ignore[no-untyped-call]
     if a.dtype.itemsize < 4:
         tolerance = max(tolerance, 8 * epsilon)
     wide = np.complex128 if a.dtype.kind == "c" else np.float64
@@ -118,7 +123,7 @@ def _float_difference(a: Array, b: Array, tolerance: float) -> str:
     if not np.all(np.isfinite(error)):
         return f"{np.count_nonzero(~np.isfinite(error))} of {a.size} values are finite in one only"
     size = np.where(np.isfinite(a), np.abs(a), 0.0)
-    floor = epsilon * float(size.max(initial=0.0))
+    floor = epsilon * float(size.max(initial=1.0 if bounded else 0.0))
     worst = max(_judge(error, size, floor, tolerance), key=lambda j: j[0], default=(0.0, ""))
     return worst[1] if worst[0] > 1 else ""
 
@@ -181,6 +186,7 @@ def compare_models(
     names = [info.name for info in before.outputs]
     if names != [info.name for info in after.outputs]:
         return [f"outputs were {names}, are {[info.name for info in after.outputs]}"]
+    bounded = {name for name in names if _is_bounded(before, name)}
     tapped = {name: tap for name in names if (tap := _positions(before, name))}
     more = [name for tap in tapped.values() for name in tap[:2]]
     more += [n for name in tapped if (tap := _positions(after, name)) for n in tap[:1]]
@@ -195,7 +201,8 @@ def compare_models(
             if changed is not None:
                 a[name], b[name] = a[indices], b[changed[0]]
                 scores[name] = Scores(a[values], axis, kept)
-        found = same_results({n: a[n] for n in names}, {n: b[n] for n in names}, tolerance, scores)
+        old_values, new_values = {n: a[n] for n in names}, {n: b[n] for n in names}
+        found = same_results(old_values, new_values, tolerance, scores, bounded)
         if found:
             return found
     if not count:
@@ -205,6 +212,20 @@ def compare_models(
 
 def _has(model: "Model", name: str) -> bool:
     return name in model.tensors()
+
+
+def _is_bounded(model: "Model", output: str) -> bool:
+    """Whether an output, or a part of it, comes out of a function with values up to 1."""
+    waiting: list[gs.Tensor] = [model.tensor(output)]
+    seen: set[int] = set()
+    while waiting:
+        for node in waiting.pop().inputs:
+            if node.op in _BOUNDED:
+                return True
+            if node.op in _MOVERS and id(node) not in seen:
+                seen.add(id(node))
+                waiting += node.inputs
+    return False
 
 
 def _positions(model: "Model", output: str) -> tuple[str, str, int, bool] | None:
@@ -259,7 +280,13 @@ def _feed(model: "Model", rng: np.random.Generator, batch: int, size: int) -> di
     for info in model.inputs:
         shape = info.shape if info.shape is not None else (None,)
         dims = [
-            d if isinstance(d, int) else batch if i == 0 else 3 if (i, len(shape)) == (1, 4) else size
+            d
+            if isinstance(d, int)
+            else batch
+            if i == 0
+            else 3
+            if (i, len(shape)) == (1, 4)
+            else size
             for i, d in enumerate(shape)
         ]
         if info.dtype.kind in "biu":

@@ -2,13 +2,12 @@
 
     PassManager(passes, [Progress(), Reproducer("failed"), Dump("steps"), Verify(), Timing()])
 
-The last in the list stands nearest to the pass: Timing belongs there, and Reproducer before the checks whose
-failures it is to catch.
+The last in the list stands nearest to the pass: Timing belongs there, and Reproducer before the
+checks whose failures it is to catch.
 """
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from onnxdrp.errors import CheckError, OptionError
 from onnxdrp.memory import peak_since_restart_mb, restart_peak
 from onnxdrp.pipeline import Instrument, Pass, PassContext, PassRecord
 from onnxdrp.report import Text, text_table
-from onnxdrp.reproduce import Reproducer, replay
+from onnxdrp.reproduce import Reproducer, refuse_input_in, replay
 
 if TYPE_CHECKING:
     from onnxdrp.model import Model
@@ -40,8 +39,8 @@ _LIST = ".onnxdrp-dump"  # in a folder of dumps: the names of the files that are
 class Dump(Instrument):
     """Writes the model after each pass: `003_prune-blocks.onnx` in `folder`.
 
-    A run begins by deleting what an earlier one left there, and nothing else: a folder that holds a file which
-    no Dump wrote is refused.
+    A run begins by deleting what an earlier one left there, and nothing else: a folder that holds a
+    file which no Dump wrote is refused.
 
     Args:
         folder: where the models go; made if it is missing.
@@ -53,6 +52,7 @@ class Dump(Instrument):
 
     def start(self, passes: Sequence[Pass], model: "Model", ctx: PassContext) -> None:
         """Make the folder, or empty it of earlier dumps."""
+        refuse_input_in(self.folder, model)
         for name in self._ours():
             (self.folder / name).unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +84,11 @@ class Dump(Instrument):
 
 
 class Verify(Instrument):
-    """Checks after every pass that the model is valid, that `modified` is true, that pruned weights are zero.
+    """Checks after every pass: the model is valid, `modified` is true, pruned weights are zero.
 
-    Valid is what onnx's full checker says. `modified` is held against the fingerprints before and after. Each
-    weight in `ctx.masks` must exist and be zero wherever its mask is, in float or behind a DequantizeLinear.
+    Valid is what onnx's full checker says. `modified` is held against the fingerprints before and
+    after. Each weight in `ctx.masks` must exist and be zero wherever its mask is, in float or
+    behind a DequantizeLinear.
     """
 
     def __init__(self) -> None:
@@ -106,7 +107,8 @@ class Verify(Instrument):
         if changed != record.modified:
             is_not = "differs from" if changed else "is the same as"
             raise CheckError(
-                f"modified={record.modified}, but the model {is_not} the one before: a defect of the pass"
+                f"modified={record.modified}, but the model {is_not} the one before; "
+                "mend what the pass returns"
             )
         if ctx.masks:
             _check_masks(model, ctx)
@@ -120,20 +122,22 @@ def _check_masks(model: "Model", ctx: PassContext) -> None:
         stored = weights[name][0].stored if name in weights else None
         if stored is None:
             raise CheckError(
-                f"pruned weight {name!r} is gone: a pass that renames or removes a weight must move "
-                "or drop its mask in ctx.masks"
+                f"pruned weight {name!r} is gone; a pass that renames or removes a weight must "
+                "move or drop its mask in ctx.masks"
             )
         mask.check_fits(stored.shape, f"pruned weight {name!r}")
         if not stored.holds(model, mask):
             alive = int(np.count_nonzero(stored.nonzero(model) & ~mask.keep))
-            raise CheckError(f"pruned weight {name!r} has {alive:,} values that its mask has zeroed")
+            raise CheckError(
+                f"pruned weight {name!r} has {alive:,} values that its mask has zeroed"
+            )
 
 
 class Timing(Instrument):
     """Measures each pass: fills `record.peak_rss_mb`, and keeps a table of seconds and memory.
 
-    Where the system cannot reset the peak (elsewhere than on Linux) the memory is the peak since the process
-    began.
+    Where the system cannot reset the peak (elsewhere than on Linux) the memory is the peak since
+    the process began.
 
     Attributes:
         records: of the passes of the last run.
@@ -174,8 +178,8 @@ class Timing(Instrument):
 class Equivalence(Instrument):
     """Runs the model before and after each pass that must keep results, and compares the outputs.
 
-    The rule is that of `onnxdrp.equivalence`. The inputs are the first samples of the context's reader; where
-    there is none, seeded random ones.
+    The rule is that of `onnxdrp.equivalence`. The inputs are the first samples of the context's
+    reader; where there is none, seeded random ones.
 
     Args:
         samples: how many samples both models are run on.
@@ -204,7 +208,7 @@ class Equivalence(Instrument):
         before, self._before = self._before, None
         if before is None or not record.modified:
             return
-        found = compare_models(before, model, self._feeds(before, ctx), self.tolerance)
+        found = compare_models(before, model, self._feeds(before, model, ctx), self.tolerance)
         if found:
             raise CheckError(f"the results are not those before: {'; '.join(found)}")
 
@@ -215,28 +219,28 @@ class Equivalence(Instrument):
         self._before = None
 
     def _feeds(
-        self, model: "Model", ctx: PassContext
+        self, before: "Model", after: "Model", ctx: PassContext
     ) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
         from onnxdrp.datareaders import take
         from onnxdrp.equivalence import example_feeds
         from onnxdrp.observe import pieces
 
-        first = model.inputs[0].shape if model.inputs else None
-        batch = first[0] if first and isinstance(first[0], int) else None
+        shapes = [info.shape for model in (after, before) for info in model.inputs[:1]]
+        batch = next((s[0] for s in shapes if s and isinstance(s[0], int)), None)
         if ctx.reader is None:
-            yield from example_feeds(model, ctx.seed, count=-(-self.samples // (batch or 1)))
+            count = -(-self.samples // (batch or 1))
+            yield from example_feeds(after, ctx.seed, batch or 1, count)
             return
-        names = {info.name for info in model.inputs}
-        reader = take(ctx.reader, self.samples)
-        for feed, _ in islice(pieces(reader, batch), self.samples):
+        names = {info.name for info in before.inputs}
+        for feed, _ in pieces(take(ctx.reader, self.samples), batch):
             yield {name: array for name, array in feed.items() if name in names}
 
 
 class Progress(Instrument):
     """Shows on a terminal which pass runs, and how far it has come with its data.
 
-    The line stands on standard error and vanishes when the pass is done. Where standard error is no terminal
-    nothing is shown; the pass manager logs each pass either way.
+    The line stands on standard error and vanishes when the pass is done. Where standard error is no
+    terminal nothing is shown; the pass manager logs each pass either way.
     """
 
     def __init__(self) -> None:

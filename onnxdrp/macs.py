@@ -5,19 +5,23 @@
     Gemm, MatMul   prod(output shape) * K
 
 The batch counts as 1: where the graph's first input has a fixed batch B, a leading dimension of n*B
-counts as n (patches, time steps); a leading dimension that is not fixed is taken for the batch.
+counts as n (patches, time steps). A leading dimension that is a name, or unknown, is taken for the
+batch, and `n*name` for n of it.
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
 from onnxdrp.model import Model
 
-__all__ = ["Shape", "batch_of", "multiply_adds", "shape_of"]
+__all__ = ["Shape", "batch_of", "multiply_adds", "shape_of", "shape_text"]
 
 Shape = tuple[int | str | None, ...] | None
+
+_MULTIPLE = re.compile(r"(?:(\d+)\*)?[^\W\d][\w.:-]*")  # a name, or n*name
 
 
 def shape_of(tensor: gs.Tensor) -> Shape:
@@ -55,7 +59,7 @@ def multiply_adds(
     rank = 0 if out is None else len(out)
     inner = _inner(node, side, weight)
     if inner is None:
-        return f"the length of its products is unknown: {_text(shape_of(node.inputs[0]))}"
+        return f"the length of its products is unknown: {shape_text(shape_of(node.inputs[0]))}"
     # the constant on the left makes the outputs the last axis but one
     own = rank - 1 if side == 1 else rank - 2 if side == 0 else None
     leading = next((d for d in range(rank) if d != own), None)
@@ -89,19 +93,20 @@ def _product(
     for axis, side in enumerate(shape):
         if axis in skipped:
             continue
-        if axis == leading:
-            total *= _images(side, batch)
-        elif isinstance(side, int):
-            total *= side
-        else:
-            return f"the shape of {tensor.name!r} is not fixed: {_text(shape)}"
+        count = _images(side, batch) if axis == leading else side
+        if not isinstance(count, int):
+            return f"the shape of {tensor.name!r} is not fixed: {shape_text(shape)}"
+        total *= count
     return total
 
 
-def _images(side: int | str | None, batch: int | None) -> int:
-    if not isinstance(side, int):
+def _images(side: int | str | None, batch: int | None) -> int | None:
+    if side is None:
         return 1
-    return side // batch if batch and side % batch == 0 else side
+    if isinstance(side, int):
+        return side // batch if batch and side % batch == 0 else side
+    multiple = _MULTIPLE.fullmatch(side)
+    return None if multiple is None else int(multiple[1] or 1)
 
 
 def _dimension(side: int | str | None) -> int | str | None:
@@ -110,7 +115,13 @@ def _dimension(side: int | str | None) -> int | str | None:
     return side if isinstance(side, str) else int(side)
 
 
-def _text(shape: Shape) -> str:
+def shape_text(shape: Shape) -> str:
+    """A shape for reading: expressions of free dimensions, which can be long, are given as `?`."""
     if shape is None:
-        return "no shape"
-    return f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
+        return "?"
+    return f"[{', '.join(_side_text(side) for side in shape)}]"
+
+
+def _side_text(side: int | str | None) -> str:
+    plain = isinstance(side, int) or (side is not None and _MULTIPLE.fullmatch(side) is not None)
+    return str(side) if plain else "?"

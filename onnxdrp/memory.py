@@ -1,8 +1,8 @@
 """Peak resident memory of this process: since it began, and since a moment of one's choice.
 
-Linux keeps one peak (VmHWM) and can forget it: writing 5 to /proc/self/clear_refs sets it to the present size
-(man 5 proc). What was forgotten is kept here, so that the peak since the beginning stays known. Where the peak
-cannot be reset, that since the beginning stands for any later one.
+Linux keeps one peak (VmHWM) and can forget it: writing 5 to /proc/self/clear_refs sets it to the
+present size (man 5 proc). What was forgotten is kept here, so that the peak since the beginning
+stays known. Where the peak cannot be reset, that since the beginning stands for any later one.
 """
 
 import resource

@@ -25,12 +25,12 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnxdrp.carried import Carried
 from onnxdrp.errors import CheckError, ModelError
 from onnxdrp.weights import (
-    THRESHOLD,
     Weight,
     Weights,
     filled,
     read_skeleton,
     refer,
+    take_in,
     tensors,
     write_model,
 )
@@ -74,6 +74,26 @@ class _Stored(LazyValues):  # type: ignore[misc]
 
     def load(self) -> Array:
         return self.weight.array()
+
+
+class _Constant(gs.Constant):  # type: ignore[misc]
+    """A gs.Constant that looking at does not change.
+
+    graphsurgeon's own keeps the array that it has loaded in place of what it was loaded from.
+    """
+
+    @property
+    def values(self) -> Array:
+        """The values, read-only."""
+        values: Array = self._values
+        if isinstance(values, LazyValues):
+            values = values.load()
+            values.setflags(write=False)
+        return values
+
+    @values.setter
+    def values(self, values: Array | LazyValues) -> None:
+        self._values = values
 
 
 class Model:
@@ -158,8 +178,10 @@ class Model:
         _take_out(taken.graph, self._weights)
         if taken.ir_version == max(self.ir_version, 4):
             taken.ir_version = self.ir_version  # a skeleton has at least 4; keep what the file has
-        carried = self._carried
+        # weights live as long as a tensor has them: the old graph outlives the new one's import
+        carried, previous = self._carried, self.graph
         self._import(taken)
+        del previous
         self._carried = carried.merged(self._carried)
 
     # ------------------------------------------------------------------------------------ the graph
@@ -353,6 +375,7 @@ class Model:
                 f"{self.path or 'model'}: cannot be read as a graph ({_first_line(e)})"
             ) from e
         for constant in _constants(self.graph):
+            constant.__class__ = _Constant
             values = constant._values
             if isinstance(values, LazyValues) and isinstance(values.tensor, onnx.TensorProto):
                 weight = self._weights.of(values.tensor)
@@ -363,9 +386,10 @@ class Model:
     def _adopt(self, constant: gs.Constant) -> None:
         """Make a constant hold a reference (a small one: a TensorProto), exported as it is."""
         values = constant._values
+        constant.__class__ = _Constant
         if isinstance(values, LazyValues):
             return
-        if values.nbytes < THRESHOLD or values.dtype == object:
+        if values.dtype == object or not self._weights.keeps(values):
             tensor = onnx.numpy_helper.from_array(np.asarray(values), constant.name)
             constant._values = LazyValues(tensor)
             return
@@ -458,10 +482,8 @@ def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
 def _take_out(graph: onnx.GraphProto, weights: Weights) -> None:
     """Move the large tensors of a graph, which hold their own bytes, into `weights`."""
     for tensor in tensors(graph):
-        own = tensor.data_location != onnx.TensorProto.EXTERNAL
-        if own and tensor.ByteSize() >= THRESHOLD and tensor.data_type != onnx.TensorProto.STRING:
-            weight = weights.adopt(np.array(onnx.numpy_helper.to_array(tensor)))
-            refer(tensor, location=weight.reference)
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            take_in(tensor, weights)
 
 
 def _replace_references(graph: onnx.GraphProto, weights: Weights) -> None:

@@ -16,7 +16,15 @@ import onnx_graphsurgeon as gs
 from onnxdrp.model import Model
 from onnxdrp.targets import Target
 
-__all__ = ["Kind", "WeightUse", "clip_bounds", "data_inputs", "weight_use", "kind_of", "why_float"]
+__all__ = [
+    "Kind",
+    "WeightUse",
+    "clip_bounds",
+    "data_inputs",
+    "kind_of",
+    "weight_use",
+    "why_float",
+]
 
 Kind = Literal["weighted", "own", "same"]
 

@@ -1,10 +1,11 @@
 """From a plan and ranges to parameters: of activations by group, of weights beside their bias."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import ModelError
 from onnxdrp.model import Model
@@ -20,9 +21,10 @@ from onnxdrp.quantize import (
 )
 from onnxdrp.targets import Target
 
-__all__ = ["activation_parameters", "weight_parameters"]
+__all__ = ["activation_parameters", "uses_by_weight", "weight_parameters"]
 
 Array = npt.NDArray[Any]
+Nodes = Mapping[str, gs.Node]
 
 
 def activation_parameters(
@@ -36,56 +38,83 @@ def activation_parameters(
     nodes = {n.name: n for n in model.nodes()}
     merged: dict[str | Operand, Range] = {}
     for key, group in plan.groups.items():
-        if isinstance(key, tuple):
-            values = model.constant(nodes[key[0]].inputs[key[1]])
-            assert values is not None  # that is what makes it an operand
-            found = Range(float(values.min(initial=0)), float(values.max(initial=0)))
-        elif key in plan.fixed:
-            found = Range(*plan.fixed[key])
-        elif key not in plan.observed:
-            continue  # made of others in its group
-        elif key in ranges:
-            found = ranges[key]
-        else:
-            raise ModelError(f"tensor {key!r} has no range; run calibrate on the model as it is")
-        merged[group] = merged[group].union(found) if group in merged else found
+        found = _range_of(model, nodes, plan, ranges, key)
+        if found is not None:
+            merged[group] = merged[group].union(found) if group in merged else found
     dtype, symmetric = target.activation_dtype, target.activation_symmetric
     params = {g: activation_params(r, dtype, symmetric=symmetric) for g, r in merged.items()}
     return {key: params[group] for key, group in plan.groups.items()}
 
 
+def _range_of(
+    model: Model, nodes: Nodes, plan: Plan, ranges: Mapping[str, Range], key: str | Operand
+) -> Range | None:
+    """What a member adds to the range of its group; None if it is made of others in it."""
+    if isinstance(key, tuple):
+        values = _stored(model, nodes, key)
+        return Range(float(values.min(initial=0)), float(values.max(initial=0)))
+    if key in plan.fixed:
+        return Range(*plan.fixed[key])
+    if key not in plan.observed:
+        return None
+    if key not in ranges:
+        raise ModelError(f"tensor {key!r} has no range; run calibrate on the model as it is now")
+    return ranges[key]
+
+
+def uses_by_weight(nodes: Nodes, plan: Plan) -> dict[str, list[WeightUse]]:
+    """The quantized layers of each stored weight; more than one where it is shared."""
+    uses: dict[str, list[WeightUse]] = {}
+    for use in plan.layers.values():
+        uses.setdefault(nodes[use.node].inputs[use.weight].name, []).append(use)
+    return uses
+
+
 def weight_parameters(
-    model: Model,
-    plan: Plan,
-    weight: Array,
-    layers: Iterable[WeightUse],
-    activations: Mapping[str, QuantParams],
-    per_channel: bool,
-) -> QuantParams:
-    """int8 parameters of a weight: wide enough for the int32 biases of all layers that use it.
+    model: Model, plan: Plan, activations: Mapping[str, QuantParams], per_channel: bool
+) -> dict[str, QuantParams]:
+    """int8 parameters of each weight: wide enough for the int32 biases of all its layers.
 
     Args:
-        model: holds the layers.
+        model: holds the weights.
         plan: of the model.
-        weight: the values.
-        layers: the layers that use it.
         activations: {tensor: parameters}.
-        per_channel: a scale for each output, where all layers have the same axis of outputs.
+        per_channel: a scale for each output, where all layers of a weight have the same axis.
     """
     nodes = {n.name: n for n in model.nodes()}
-    axes = {layer.axis for layer in layers}
-    axis = axes.pop() if per_channel and len(axes) == 1 else None
-    peak = weight_absmax(weight, axis)
-    scales = []
-    for layer in layers:
-        holder, place = plan.biases.get(layer.node, ("", 0))
-        bias = model.constant(nodes[holder].inputs[place]) if holder else None
-        if bias is None:
-            scales.append(weight_params(weight, axis).scale)
-            continue
-        data = activations[nodes[layer.node].inputs[layer.data].name]
-        output = activations.get(plan.outputs[layer.node])
-        span = output.interval if output is not None else None
-        wide = np.broadcast_to(bias.reshape(-1), layer.outputs)
-        scales.append(weight_scale_for_bias(peak, wide, float(data.scale), span))
-    return QuantParams.symmetric(np.max(scales, axis=0), axis=axis)
+    params = {}
+    for name, uses in uses_by_weight(nodes, plan).items():
+        weight = _stored(model, nodes, (uses[0].node, uses[0].weight))
+        axes = {use.axis for use in uses}
+        axis = axes.pop() if per_channel and len(axes) == 1 else None
+        peak = weight_absmax(weight, axis)
+        scales = [
+            _beside_bias(model, nodes, plan, use, activations, peak)
+            for use in uses
+            if use.node in plan.biases
+        ]
+        scale = np.max(scales, axis=0) if scales else weight_params(weight, axis).scale
+        params[name] = QuantParams.symmetric(scale, axis=axis)
+    return params
+
+
+def _beside_bias(
+    model: Model,
+    nodes: Nodes,
+    plan: Plan,
+    use: WeightUse,
+    activations: Mapping[str, QuantParams],
+    peak: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32]:
+    bias = _stored(model, nodes, plan.biases[use.node])
+    data = activations[nodes[use.node].inputs[use.data].name]
+    output = activations.get(plan.outputs[use.node])
+    span = output.interval if output is not None else None
+    wide = np.broadcast_to(bias.reshape(-1), use.outputs)
+    return weight_scale_for_bias(peak, wide, float(data.scale), span)
+
+
+def _stored(model: Model, nodes: Nodes, at: Operand) -> Array:
+    values = model.constant(nodes[at[0]].inputs[at[1]])
+    assert values is not None  # the plan names stored tensors only
+    return values

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxdrp.errors import OnnxDrpError, PassError
 from onnxdrp.report import Report
@@ -150,7 +150,7 @@ class PassRecord:
     __repr__ = __str__
 
 
-class Instrument(Protocol):
+class Instrument:
     """Watches passes from outside; the last to see `before` is the first to see `after`.
 
     Subclass it and write the methods that matter: each does nothing unless written.

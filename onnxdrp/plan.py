@@ -21,8 +21,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxdrp.flow import reads
+from onnxdrp.groups import Groups
 from onnxdrp.model import Model
-from onnxdrp.operators import Kind, WeightUse, data_inputs, weight_use, kind_of, why_float
+from onnxdrp.operators import Kind, WeightUse, data_inputs, kind_of, weight_use, why_float
 from onnxdrp.targets import Target
 
 __all__ = ["Operand", "Plan", "make_plan"]
@@ -211,7 +212,7 @@ class _Planner:
             for t in outputs
         )
 
-    # ------------------------------------------------------------------------------- what comes of it
+    # ----------------------------------------------------------------------------- what comes of it
 
     def _explain(self) -> None:
         plan = self.result
@@ -243,33 +244,31 @@ class _Planner:
             self.result.biases[node.name] = (holder.name, place)
 
     def _share(self) -> None:
-        groups = _Groups()
-        measured = dict.fromkeys(self.quantized)
-        for name, kind in self.result.nodes.items():
-            node, ops = self.node[name], self.target.operators
+        """Group what must have equal parameters; what is made of others need not be measured."""
+        groups: Groups[str | Operand] = Groups()
+        plan, ops, measured = self.result, self.target.operators, dict.fromkeys(self.quantized)
+        for name, kind in plan.nodes.items():
             if name in self.owner:
                 continue
+            node = self.node[name]
             outputs = [t.name for t in node.outputs if t.name]
-            keys = [self._key(node, i) for i in data_inputs(node)] if kind == "own" else []
+            operands = [self._key(node, i) for i in data_inputs(node)] if kind == "own" else []
+            for key in operands:
+                groups.join([key])
             if kind == "same":
-                keys = [node.inputs[0].name, *outputs]
+                groups.join([node.inputs[0].name, *outputs])
             elif node.op in ops.shared_inputs_and_output:
-                keys += outputs
-            elif node.op not in ops.shared_inputs:
-                for key in keys:
-                    groups.join([key])
-                keys = []
-            groups.join(keys)
-            if kind == "same" or node.op in ops.shared_inputs_and_output:
-                for output in outputs:  # made of what is in the group already
+                groups.join([*operands, *outputs])
+            elif node.op in ops.shared_inputs:
+                groups.join(operands)
+            if kind == "same" or node.op in (*ops.shared_inputs_and_output, *ops.fixed_range):
+                for output in outputs:
                     measured.pop(output, None)
-            if node.op in ops.fixed_range and outputs[0] in measured:
-                del measured[outputs[0]]
-                self.result.fixed[outputs[0]] = ops.fixed_range[node.op]
-        for name in self.quantized:
-            groups.join([name])
-        self.result.groups = groups.roots()
-        self.result.observed = measured
+            if node.op in ops.fixed_range:
+                plan.fixed[outputs[0]] = ops.fixed_range[node.op]
+        for tensor in self.quantized:
+            groups.join([tensor])
+        plan.groups, plan.observed = groups.roots(), measured
 
     def _key(self, node: gs.Node, place: int) -> str | Operand:
         tensor = node.inputs[place]
@@ -295,29 +294,3 @@ def _data_tensors(model: Model) -> set[str]:
             found.add(name)
             waiting += [t.name for n in readers[name] for t in n.outputs if t.name]
     return found
-
-
-class _Groups:
-    """Union-find with path halving; the first of a group is its root."""
-
-    def __init__(self) -> None:
-        self.parent: dict[str | Operand, str | Operand] = {}
-
-    def find(self, key: str | Operand) -> str | Operand:
-        while self.parent[key] != key:
-            self.parent[key] = self.parent[self.parent[key]]
-            key = self.parent[key]
-        return key
-
-    def join(self, keys: Iterable[str | Operand]) -> None:
-        """Make these keys, known or new, one group."""
-        first: str | Operand | None = None
-        for key in keys:
-            self.parent.setdefault(key, key)
-            if first is None:
-                first = self.find(key)
-            else:
-                self.parent[self.find(key)] = first
-
-    def roots(self) -> dict[str | Operand, str | Operand]:
-        return {key: self.find(key) for key in self.parent}

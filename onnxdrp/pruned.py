@@ -17,6 +17,8 @@ __all__ = ["PrunedWeight", "expected_count", "warnings_of"]
 
 Array = npt.NDArray[Any]
 
+_CHUNK = 1 << 16
+
 _READINGS = {
     "B": "whole vectors of one output and one slab are skipped",
     "C": "each slab costs as much as its fullest output",
@@ -79,12 +81,16 @@ class PrunedWeight:
 
 def _kept(scores: Array, keep: Array) -> tuple[float, float]:
     """The shares of the L1 and L2 norm that stay; 1 for a weight that is all zero."""
-    magnitude = np.maximum(scores, 0, dtype=np.float64)  # padding scores below 0
-    kept = magnitude * keep
-    l1, l2 = magnitude.sum(), math.sqrt(np.vdot(magnitude, magnitude))
-    if not l1:
+    flat, kept = scores.reshape(-1), keep.reshape(-1)
+    sums = np.zeros(4)
+    for start in range(0, flat.size, _CHUNK):  # in float64, which a whole weight need not be
+        piece = slice(start, start + _CHUNK)
+        every = np.maximum(flat[piece], 0, dtype=np.float64)  # padding scores below 0
+        alive = every * kept[piece]
+        sums += (every.sum(), alive.sum(), every @ every, alive @ alive)
+    if not sums[0]:
         return 1.0, 1.0
-    return float(kept.sum() / l1), math.sqrt(np.vdot(kept, kept)) / l2
+    return float(sums[1] / sums[0]), math.sqrt(sums[3] / sums[2])
 
 
 def expected_count(geometry: WeightGeometry, pattern: Pattern, rate: Rate) -> int | None:

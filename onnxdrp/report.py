@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxdrp import __version__
 from onnxdrp.weights import atomic_write
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ def _plain(value: Any) -> Any:
 @cache
 def versions() -> dict[str, str]:
     """Versions of everything that has a say in the result."""
-    found = {"python": platform.python_version()}
-    for package in ("onnxdrp", "onnx", "onnxruntime", "onnx-graphsurgeon", "onnxscript", "numpy"):
+    found = {"python": platform.python_version(), "onnxdrp": __version__}
+    for package in ("onnx", "onnxruntime", "onnx-graphsurgeon", "onnxscript", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

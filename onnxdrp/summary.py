@@ -15,7 +15,7 @@ import numpy.typing as npt
 from onnxdrp.cycles import cycles_b, cycles_c
 from onnxdrp.geometry import to_slabs
 from onnxdrp.layers import Layer, layers
-from onnxdrp.macs import Shape
+from onnxdrp.macs import Shape, shape_text
 from onnxdrp.model import Model
 from onnxdrp.patterns import parse_pattern
 from onnxdrp.pipeline import PassContext
@@ -148,7 +148,12 @@ class Summary:
         rows = [_cells(row.as_dict()) for row in self.layers]
         rows.append(_cells({**total, "name": "total"}))
         lines = [text_table(_HEAD, rows), "", _NOTE]
-        lines += [f"not counted: {name}: {why}" for name, why in self.uncounted.items()]
+        if self.uncounted:
+            name, why = next(iter(self.uncounted.items()))
+            lines.append(
+                f"multiply-adds of {len(self.uncounted)} layers are not counted ({name}: {why}); "
+                "give the inputs fixed shapes"
+            )
         return Text("\n".join(lines))
 
     def __str__(self) -> str:
@@ -225,16 +230,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["name"],
         row.get("op", ""),
-        _shape(row["input_shape"]) if "input_shape" in row else "",
-        _shape(row["output_shape"]) if "output_shape" in row else "",
+        shape_text(row["input_shape"]) if "input_shape" in row else "",
+        shape_text(row["output_shape"]) if "output_shape" in row else "",
         f"{row['params']:,}",
         "-" if sparsity is None else f"{sparsity:.3f}",
         *("-" if row[name] is None else f"{row[name]:,}" for name in figures),
         row.get("why_not", ""),
     ]
-
-
-def _shape(shape: Shape) -> str:
-    if shape is None:
-        return "?"
-    return f"[{', '.join('?' if d is None else str(d) for d in shape)}]"

@@ -128,7 +128,8 @@ class Weights:
         if _is_packed(array.dtype):
             flat = np.frombuffer(onnx.numpy_helper.from_array(array).raw_data, np.uint8)
         else:
-            # a conversion only where one is needed: np.asarray would give a view, and freeze only that
+            # only where needed: a conversion that converts nothing gives a view, and only
+            # that would be frozen
             if not (array.dtype.isnative and array.flags.c_contiguous):
                 array = array.astype(array.dtype.newbyteorder("="), order="C")
             array.setflags(write=False)
@@ -138,6 +139,10 @@ class Weights:
         weight._array = weakref.ref(array)
         self.add(weight)
         return weight
+
+    def keeps(self, array: Array) -> bool:
+        """Whether `array` belongs here: it is large, or a weight already."""
+        return array.nbytes >= THRESHOLD or any(w.holds(array) for w in self._entries.values())
 
     def of(self, tensor: onnx.TensorProto) -> Weight | None:
         """The weight that a tensor of a skeleton stands for, or None if it holds its own bytes."""
@@ -384,18 +389,31 @@ def _resolve(tensor: onnx.TensorProto, path: Path, weights: Weights) -> None:
     if weight is not None:
         weight.data_type, weight.shape = tensor.data_type, tuple(tensor.dims)
     _check_size(tensor, weight, path)
-    if (
-        weight is None
-        and tensor.ByteSize() >= THRESHOLD
-        and tensor.data_type != onnx.TensorProto.STRING
-    ):
-        weight = weights.adopt(np.array(onnx.numpy_helper.to_array(tensor)))
+    if weight is None and (weight := take_in(tensor, weights)) is not None:
         weight.origin = f"{_identity(path)}#{tensor.name}"
+
+
+def take_in(tensor: onnx.TensorProto, weights: Weights) -> Weight | None:
+    """Make a tensor that holds its values uniform: a reference if it is large, else raw bytes.
+
+    So that equal tensors are equal protobufs, whichever of protobuf's fields they came in.
+    """
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return None
+    if _expected_bytes(tensor) >= THRESHOLD:
+        weight = weights.adopt(np.array(onnx.numpy_helper.to_array(tensor)))
         refer(tensor, location=weight.reference)
+        return weight
+    if not tensor.HasField("raw_data"):
+        values = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor))
+        for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+            tensor.ClearField(name)
+        tensor.raw_data = values.raw_data
+    return None
 
 
 def _check_size(tensor: onnx.TensorProto, weight: Weight | None, path: Path) -> None:
-    """Raise ModelError if a tensor has more or fewer values than its shape says, or is of no known type."""
+    """Raise ModelError if a tensor has more or fewer values than its shape, or an unknown type."""
     if tensor.data_type not in onnx.TensorProto.DataType.values()[1:]:
         raise ModelError(
             f"{path}: tensor {tensor.name!r} has the unknown type {tensor.data_type}; "
@@ -420,7 +438,7 @@ def _expected_values(tensor: onnx.TensorProto) -> int:
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     if _is_packed(dtype):
         return _expected_bytes(tensor)  # one entry a byte
-    return math.prod(tensor.dims) * (2 if dtype.kind == "c" else 1)
+    return int(math.prod(tensor.dims)) * (2 if dtype.kind == "c" else 1)
 
 
 def _expected_bytes(tensor: onnx.TensorProto) -> int:

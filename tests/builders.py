@@ -1,6 +1,7 @@
 """Small models and comparisons that several tests use."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def conv_net(
     }
     bn = ["h2", "bn.scale", "bn.bias", "bn.mean", "bn.var"]
     nodes = [
-        helper.make_node("Conv", ["x", "conv1.weight", "conv1.bias"], ["h1"], "conv1", pads=[1] * 4),
+        helper.make_node(
+            "Conv", ["x", "conv1.weight", "conv1.bias"], ["h1"], "conv1", pads=[1] * 4
+        ),
         helper.make_node("Relu", ["h1"], ["r1"], "relu1"),
         helper.make_node("Conv", ["r1", "conv2.weight"], ["h2"], "conv2", pads=[1] * 4),
         helper.make_node("BatchNormalization", bn, ["h3"], "bn"),
@@ -95,10 +98,10 @@ def conv_net(
 
 
 def mlp(*sizes: int, opset: int = 17, seed: int = 0) -> onnx.ModelProto:
-    """Gemm-Relu-...-Gemm of the given widths, on [N, sizes[0]]; weights fc0.weight, fc0.bias, ..."""
+    """Gemm-Relu-...-Gemm of these widths, on [N, sizes[0]]; weights fc0.weight, fc0.bias, ..."""
     weights: dict[str, Array] = {}
     nodes, at = [], "x"
-    for i, (wide, out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (wide, out) in enumerate(pairwise(sizes)):
         weights[f"fc{i}.weight"] = normal([out, wide], seed + 2 * i)
         weights[f"fc{i}.bias"] = normal([out], seed + 2 * i + 1)
         last = i == len(sizes) - 2
@@ -141,7 +144,7 @@ def same_outputs(
     feeds: Mapping[str, Array],
     tolerance: float = 0.0,
 ) -> None:
-    """Assert that two models give the same: max|a-b| <= tolerance * max|a|, outputs not degenerate."""
+    """Assert max|a-b| <= tolerance * max|a| of each output, and that the outputs vary."""
     for want, got in zip(outputs_of(a, feeds), outputs_of(b, feeds), strict=True):
         assert want.shape == got.shape
         assert want.dtype == got.dtype
@@ -163,7 +166,11 @@ def external(proto: onnx.ModelProto, path: Path, threshold: int = 0) -> Path:
             for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
                 tensor.ClearField(name)  # type: ignore[arg-type]
             tensor.data_location = TensorProto.EXTERNAL
-            location = {"location": file.name.rpartition("/")[2], "offset": offset, "length": len(data)}
+            location = {
+                "location": file.name.rpartition("/")[2],
+                "offset": offset,
+                "length": len(data),
+            }
             for key, entry in location.items():
                 tensor.external_data.add(key=key, value=str(entry))
             offset += file.write(data)
@@ -179,7 +186,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
 
 
 def contents(proto: onnx.ModelProto) -> dict[str, Any]:
-    """All that a model says, in a form in which equal means equal: order of tables and of typed data aside."""
+    """All that a model says, in a form in which equal means equal: order of tables aside."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     _drop_defaults(copy)
@@ -219,7 +226,7 @@ def _graph(graph: onnx.GraphProto) -> dict[str, Any]:
 
 
 def nodes_in_order(graph: onnx.GraphProto) -> list[str]:
-    """The names of the nodes that are no constants; constants may stand anywhere before their use."""
+    """The names of the nodes but constants, which may stand anywhere before their use."""
     return [n.name for n in graph.node if n.op_type != "Constant"]
 
 

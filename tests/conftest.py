@@ -28,7 +28,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of shared models and data; skips where there is none, fails where it is not what it says."""
+    """The folder of shared models and data; skips where there is none."""
     folder = _shared()
     if folder is None:
         pytest.skip("ONNXDRP_SHARED does not name a folder of shared models and data")

@@ -1,0 +1,5 @@
+"""`python -m onnxdrp`: the command line."""
+
+from onnxdrp.cli import main
+
+main()

@@ -1,0 +1,276 @@
+"""Recipes: a TOML file that names passes and their options, in the order they run.
+
+    [[pass]]
+    name = "select-layers"
+    rate = 0.7
+
+    [[pass]]
+    name = "prune-blocks"
+
+A pass of your own is named by where Python finds it: `name = "my_module:MyPass"`. Options that are
+left out have their defaults.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import tomllib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from onnxdrp import __version__, passes
+from onnxdrp.errors import OptionError
+from onnxdrp.pipeline import Pass
+
+__all__ = ["PASSES", "describe_passes", "dump_recipe", "load_recipe"]
+
+PASSES: dict[str, type[Pass]] = {
+    p.name: p
+    for p in (
+        passes.FreezeShapes,
+        passes.Cut,
+        passes.InferShapes,
+        passes.Optimize,
+        passes.FoldConstants,
+        passes.FuseBatchNorm,
+        passes.SelectLayers,
+        passes.PruneBlocks,
+        passes.ApplyMasks,
+    )
+}
+"""Every pass that comes along by its name, in the order of the pipeline."""
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def load_recipe(recipe: str | Path) -> list[Pass]:
+    """The passes of a recipe: of a file, or of TOML text (anything of more than one line).
+
+    Raises:
+        OptionError: the file cannot be read or is no TOML; an unknown pass or option, with the
+            nearest right name; a value of the wrong type or out of range. The message names file,
+            pass and option.
+    """
+    text, where = _read(recipe)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise OptionError(f"{where}: not TOML ({e})") from e
+    for key in table.keys() - {"pass"}:
+        raise OptionError(f"{where}: no key {key!r} at the top{_near(key, ['pass'])}")
+    entries = table.get("pass", [])
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise OptionError(f"{where}: passes are tables; head each with [[pass]]")
+    if not entries:
+        raise OptionError(f"{where}: names no pass; head each with [[pass]]")
+    return [_build(entry, f"{where}: pass {i}") for i, entry in enumerate(entries, 1)]
+
+
+def _read(recipe: str | Path) -> tuple[str, str]:
+    if isinstance(recipe, str) and "\n" in recipe:
+        return recipe, "recipe"
+    try:
+        return Path(recipe).read_text(encoding="utf-8"), str(recipe)
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise OptionError(f"{recipe}: the recipe cannot be read ({reason})") from e
+
+
+def _build(entry: Mapping[str, Any], where: str) -> Pass:
+    options = dict(entry)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise OptionError(f'{where}: has no name; give name = "{next(iter(PASSES))}" or another')
+    kind = PASSES.get(name) or _imported(name, where)
+    where = f"{where} ({name})"
+    hints = _options(kind)
+    for key in options.keys() - hints.keys():
+        raise OptionError(f"{where}: no option {key!r}{_near(key, hints)}")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in options and _required(field):
+            raise OptionError(f"{where}: lacks the option {field.name!r}, which has no default")
+    values = {key: _converted(v, hints[key], f"{where}: {key}") for key, v in options.items()}
+    try:
+        return kind(**values)
+    except OptionError as e:
+        raise OptionError(f"{where}: {e}") from e
+
+
+def _imported(name: str, where: str) -> type[Pass]:
+    """The class behind "module:Class"."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise OptionError(f"{where}: no pass is called {name!r}{_near(name, PASSES)}")
+    try:
+        kind: Any = attrgetter(attribute)(importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as e:
+        raise OptionError(f"{where}: {name!r} cannot be imported ({e})") from e
+    if isinstance(kind, type) and issubclass(kind, Pass) and hasattr(kind, "__dataclass_fields__"):
+        return kind
+    raise OptionError(f"{where}: {name!r} is no pass; give a dataclass derived from Pass")
+
+
+def _converted(value: Any, hint: Any, where: str) -> Any:
+    """A TOML value (str, int, float, bool, list, dict) as the type of a field."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _first_that_fits(value, [a for a in args if a is not types.NoneType], where)
+    if origin is Literal:
+        if value in args and type(value) in map(type, args):
+            return value
+        raise OptionError(f"{where} is {value!r}; give one of {', '.join(map(repr, args))}")
+    if origin in (tuple, Sequence) and isinstance(value, list):
+        kinds = args[:1] * len(value) if _any_length(origin, args) else args
+        if len(kinds) != len(value):
+            raise OptionError(f"{where} has {len(value)} values; give {len(kinds)}")
+        return tuple(
+            _converted(v, k, f"{where}[{i}]")
+            for i, (v, k) in enumerate(zip(value, kinds, strict=True))
+        )
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        return {k: _converted(v, args[1], f"{where}.{k}") for k, v in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if origin is None and type(value) is hint:
+        return value
+    raise OptionError(f"{where} is {value!r}; give {_in_words(hint)}")
+
+
+def _first_that_fits(value: Any, hints: Sequence[Any], where: str) -> Any:
+    for hint in hints:
+        try:
+            return _converted(value, hint, where)
+        except OptionError:
+            if len(hints) == 1:
+                raise
+    raise OptionError(f"{where} is {value!r}; give {' or '.join(map(_in_words, hints))}")
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+def dump_recipe(steps: Sequence[Pass]) -> str:
+    """The recipe of these passes: options that differ from their defaults.
+
+    Raises:
+        OptionError: a pass of your own cannot be imported by name, since it was defined inside a
+            function.
+    """
+    import tomli_w
+
+    text = tomli_w.dumps({"pass": [_entry(step) for step in steps]})
+    return f"# onnxdrp {__version__}; options that are not named have their defaults\n\n{text}"
+
+
+def _entry(step: Pass) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": _name(type(step))}
+    for field in dataclasses.fields(step):  # type: ignore[arg-type]
+        value = getattr(step, field.name)
+        if not _required(field) and repr(value) == repr(_default(field)):
+            continue
+        if value is None:
+            raise OptionError(f"{step.name}: {field.name}=None cannot be written to a recipe")
+        entry[field.name] = _plain(value)
+    return entry
+
+
+def _name(kind: type[Pass]) -> str:
+    if PASSES.get(kind.name) is kind:
+        return kind.name
+    if "<locals>" in kind.__qualname__:
+        raise OptionError(
+            f"{kind.name}: a class defined inside a function cannot be named in a recipe; "
+            "move it to a module"
+        )
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# ------------------------------------------------------------------------------------- descriptions
+
+
+def describe_passes() -> list[dict[str, Any]]:
+    """Every pass: {"name", "summary", "options": [{"name", "type", "default", "required"}]}."""
+    return [
+        {"name": name, "summary": _summary(kind), "options": _described(kind)}
+        for name, kind in PASSES.items()
+    ]
+
+
+def _summary(kind: type[Pass]) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def _described(kind: type[Pass]) -> list[dict[str, Any]]:
+    hints = _options(kind)
+    return [
+        {
+            "name": field.name,
+            "type": _in_words(hints[field.name]),
+            "default": None if _required(field) else _plain(_default(field)),
+            "required": _required(field),
+        }
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+    ]
+
+
+def _in_words(hint: Any) -> str:
+    """A type as a reader of TOML would call it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_in_words(a) for a in args if a is not types.NoneType)
+    if origin in (tuple, Sequence):
+        inner = args[:1] if _any_length(origin, args) else args
+        return f"list of {', '.join(map(_in_words, inner))}"
+    if origin in (dict, Mapping):
+        return f"table of {_in_words(args[1])}"
+    words = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
+    return words.get(hint, str(hint))
+
+
+# ------------------------------------------------------------------------------------------ options
+
+
+def _any_length(origin: Any, args: tuple[Any, ...]) -> bool:
+    return origin is Sequence or args[-1] is Ellipsis
+
+
+def _options(kind: type[Pass]) -> dict[str, Any]:
+    """{option: type} of a pass."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+
+
+def _required(field: "dataclasses.Field[Any]") -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1)
+    if near:
+        return f"; is {near[0]!r} meant?"
+    return f"; there are {', '.join(known)}" if known else "; it has none"

@@ -1,0 +1,171 @@
+"""Find runs of affine nodes and hand each to the weights before or after it."""
+
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from onnxdrp.model import Model
+from onnxdrp.passes.absorb import Absorber
+from onnxdrp.passes.affine import Affine, Array, CannotFuseError, affine_of, data_input, is_affine
+from onnxdrp.passes.edit import Names, disconnect, only_consumer, producer, replace_uses
+from onnxdrp.passes.layout import carried_back, carried_on, ends_layer_norm, shape_of
+
+__all__ = ["Sweep"]
+
+
+@dataclass
+class _Run:
+    """Affine nodes in a row, each the only reader of the one before, and what they do together."""
+
+    nodes: list[gs.Node]
+    affine: Affine
+    rest: Affine | None  # of all but the first
+
+    @property
+    def source(self) -> gs.Variable:
+        return data_input(self.nodes[0])
+
+    @property
+    def result(self) -> gs.Variable:
+        return self.nodes[-1].outputs[0]
+
+    @property
+    def only_adds(self) -> bool:
+        return all(node.op in ("Add", "Sub") for node in self.nodes)
+
+
+@dataclass
+class Sweep:
+    """One walk over the graph."""
+
+    model: Model
+    skipped: dict[str, str] = field(default_factory=dict)
+    changed: bool = False
+
+    def __post_init__(self) -> None:
+        self.protected = self.model.protected()
+        self.names = Names(self.model)
+        self.absorber = Absorber(self.model, self.names, self.protected)
+
+    def run(self) -> None:
+        """Fuse what can be; say why of the rest."""
+        seen: set[int] = set()
+        for node in self.model.nodes():
+            if id(node) in seen or not is_affine(node):
+                continue
+            try:
+                found = self._collect(node)
+            except CannotFuseError as why:
+                self.skipped[node.name] = str(why)
+                continue
+            seen |= {id(n) for n in found.nodes}
+            if not self._is_bias(found):
+                self._fuse(found)
+
+    def _collect(self, node: gs.Node) -> _Run:
+        shape = shape_of(data_input(node))
+        found = _Run([node], affine_of(self.model, node, shape), None)
+        while (after := only_consumer(found.result, self.protected)) is not None:
+            if not is_affine(after) or after.op == "BatchNormalization":
+                break
+            try:
+                one = affine_of(self.model, after, shape)
+                whole, rest = found.affine.then(one), found.rest.then(one) if found.rest else one
+            except CannotFuseError:
+                break
+            found = _Run([*found.nodes, after], whole, rest)
+        if not found.affine.is_finite:
+            raise CannotFuseError("its scale or shift is not finite")
+        return found
+
+    def _is_bias(self, found: _Run) -> bool:
+        """Whether it is the one Add after a MatMul, which is where it belongs."""
+        before = producer(found.source)
+        alone = len(found.nodes) == 1 and found.only_adds
+        return alone and before is not None and before.op == "MatMul"
+
+    def _fuse(self, found: _Run) -> None:
+        reasons = []
+        for way in (self._back, self._forward, self._merge):
+            try:
+                way(found)
+            except CannotFuseError as why:
+                reasons.append(str(why))
+                continue
+            self.changed = True
+            break
+        if len(reasons) > 1:
+            self.skipped[found.nodes[0].name] = f"back: {reasons[0]}; forward: {reasons[1]}"
+
+    def _back(self, found: _Run) -> None:
+        tensor, affine, passed = found.source, found.affine, []
+        while True:
+            node = producer(tensor)
+            if node is None:
+                raise CannotFuseError("its input is one of the model")
+            self._only_reader(tensor)
+            passed.append(node)
+            if (turned := carried_back(node, affine)) is None:
+                break
+            tensor, affine = node.inputs[0], turned
+        added = self.absorber.after(node, affine)
+        result = found.result
+        self._remove(found.nodes)
+        passed[0].outputs[0] = result
+        self._rename([n.outputs[0] for n in passed[1:]])
+        if added is not None:
+            self._add(node, added)
+
+    def _forward(self, found: _Run) -> None:
+        if ends_layer_norm(found.source):
+            raise CannotFuseError("it ends a layer normalization")
+        tensor, affine, passed = found.result, found.affine, []
+        while True:
+            node = self._only_reader(tensor)
+            place = next(i for i, t in enumerate(node.inputs) if t is tensor)
+            if (turned := carried_on(node, place, affine)) is None:
+                break
+            tensor, affine = node.outputs[0], turned
+            passed.append(tensor)
+        if node.op == "MatMul" and found.only_adds:
+            raise CannotFuseError("MatMul after it would need an Add in its place")
+        added = self.absorber.before(node, place, affine)
+        replace_uses(found.result, found.source)
+        self._remove(found.nodes)
+        self._rename(passed)
+        if added is not None:
+            self._add(node, added)
+
+    def _merge(self, found: _Run) -> None:
+        first, result = found.nodes[0], found.result
+        if first.op != "BatchNormalization" or found.rest is None:
+            raise CannotFuseError("there is no BatchNormalization before it")
+        self.absorber.after(first, found.rest)
+        self._remove(found.nodes[1:])
+        first.outputs[0] = result
+
+    def _only_reader(self, tensor: gs.Tensor) -> gs.Node:
+        if tensor.name in self.protected:
+            raise CannotFuseError(f"{tensor.name!r} is an output of the model or read by a body")
+        if len(tensor.outputs) != 1:
+            raise CannotFuseError(f"{tensor.name!r} is read by {len(tensor.outputs)} nodes")
+        return tensor.outputs[0]
+
+    def _remove(self, nodes: list[gs.Node]) -> None:
+        for node in nodes:
+            disconnect(node)
+
+    def _rename(self, tensors: list[gs.Variable]) -> None:
+        """Give tensors whose values are others now names of their own."""
+        for tensor in tensors:
+            tensor.name = self.names.fresh(f"{tensor.name}_fused")
+
+    def _add(self, node: gs.Node, values: Array) -> None:
+        """Let an Add of `values` stand between a node and its output."""
+        result = node.outputs[0]
+        name = self.names.fresh(f"{node.name}_bias")
+        inner = gs.Variable(self.names.fresh(f"{name}_input"), result.dtype, result.shape)
+        node.outputs[0] = inner
+        constant = gs.Constant(self.names.fresh(f"{name}_value"), values)
+        add = gs.Node("Add", name, inputs=[inner, constant], outputs=[result])
+        self.model.graph.nodes.append(add)

@@ -1,0 +1,156 @@
+import json
+
+import numpy as np
+import pytest
+from builders import conv_net
+
+import onnxdrp
+from onnxdrp import demo
+from onnxdrp.datareaders import open_reader
+from onnxdrp.errors import DataError, OptionError, PassError
+from onnxdrp.evaluation import accuracy, paired_difference
+from onnxdrp.model import Model
+from onnxdrp.pruned import masks_from_zeros
+
+IMAGES = {"mean": demo.MEAN, "std": demo.STD}
+
+
+@pytest.fixture(scope="module")
+def data():
+    x = np.random.default_rng(0).standard_normal((20, 3, 8, 8)).astype(np.float32)
+    return {"x": x, "y": np.arange(20) % 10}
+
+
+def calibration(model):
+    return open_reader(demo.CALIBRATE_IMAGES, model, batch=20, **IMAGES)
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    return lambda model: open_reader(demo.TEST, model, batch=100, **IMAGES)
+
+
+@pytest.mark.parametrize("name", ["modA", "modB"])
+def test_the_main_job_on_the_bundled_models(name, request, test_images):
+    path = request.getfixturevalue(name)
+    original = Model.load(path)
+    test = test_images(original)
+    before = accuracy(original, test).top1
+    quantized = onnxdrp.quantize(path, calibration(original)).model
+    change, low, high = paired_difference(before, accuracy(quantized, test).top1)
+    assert change >= -0.5, (change, low, high)
+    report = onnxdrp.optimize(path, calibration(original), sparsity=0.7, data=test)
+    masks = masks_from_zeros(report.model)
+    assert len(masks) == 15
+    assert sum(mask.sparsity > 0.69 for mask in masks.values()) >= 13
+    figures = report.as_dict()
+    assert figures["sparsity"] == pytest.approx(0.69, abs=0.02)
+    assert figures["current_mac"] < 0.4 * figures["baseline_mac"]
+    assert figures["accuracy"]["top1_before"] == pytest.approx(94.6, abs=0.15)
+    assert 5 < figures["accuracy"]["top1_after"] < 94  # pruned without repair: poor, but it runs
+    assert figures["weight_bytes"]["after"] < 0.3 * figures["weight_bytes"]["before"]
+    assert json.loads(report.to_json())["recipe"] == report.recipe
+    assert "optimize" in report.table()
+
+
+def test_a_model_is_edited_in_place_and_a_path_is_not(tmp_path, data):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(conv_net().SerializeToString())
+    before = path.read_bytes()
+    model = Model.load(path)
+    assert onnxdrp.prune(model, sparsity=0.5).model is model
+    assert (model.weight("conv2.weight") == 0).mean() == pytest.approx(0.5)
+    assert onnxdrp.prune(path, sparsity=0.5).model is not model
+    assert path.read_bytes() == before
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path, data):
+    reports = [onnxdrp.optimize(Model.from_proto(conv_net()), data) for _ in range(2)]
+    first, second = (r.model.save(tmp_path / f"{i}.onnx") for i, r in enumerate(reports))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_recipe_repeats_the_run(tmp_path, data):
+    report = onnxdrp.optimize(
+        Model.from_proto(conv_net()), data, pattern="row", sparsity=0.4, method="percentile"
+    )
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(report.recipe)
+    again = onnxdrp.optimize(Model.from_proto(conv_net()), data, recipe=recipe)
+    assert again.model.fingerprint() == report.model.fingerprint()
+    assert again.recipe == report.recipe
+
+
+def test_figures_come_from_samples_that_were_held_back(data):
+    report = onnxdrp.quantize(Model.from_proto(conv_net()), data)
+    assert report.summary["fidelity"]["samples"] == 4  # a fifth of 20
+    assert report.summary["fidelity"]["sqnr_db"] > 15
+    one = {name: values[:1] for name, values in data.items()}
+    report = onnxdrp.quantize(Model.from_proto(conv_net()), one)
+    assert any("held back" in warning for warning in report.warnings)
+
+
+def test_stages_compose_to_the_whole(data):
+    whole = onnxdrp.optimize(Model.from_proto(conv_net()), data, sparsity=0.5).model
+    model = Model.from_proto(conv_net())
+    onnxdrp.preprocess(model)
+    onnxdrp.prune(model, sparsity=0.5, skip_preprocess=True)
+    onnxdrp.quantize(model, data, skip_preprocess=True)
+    x = data["x"]
+    want, got = (m.session().run(None, {"x": x})[0] for m in (whole, model))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_masks_go_from_one_run_to_the_next(tmp_path, data):
+    from onnxdrp.masks import save_masks
+
+    model = Model.from_proto(conv_net())
+    onnxdrp.prune(model, sparsity=0.5)
+    save_masks(tmp_path / "masks.npz", masks_from_zeros(model))
+    other = Model.from_proto(conv_net())
+    onnxdrp.prune(other, masks=tmp_path / "masks.npz")
+    np.testing.assert_array_equal(other.weight("conv2.weight"), model.weight("conv2.weight"))
+    with pytest.raises(OptionError, match="do not go with"):
+        onnxdrp.prune(other, masks=tmp_path / "masks.npz", sparsity=0.5)
+
+
+def test_names_are_those_of_the_input_file(data):
+    report = onnxdrp.optimize(
+        Model.from_proto(conv_net()), data, rates={"conv2": 0.25}, keep_float=["fc"]
+    )
+    pruned = next(r for r in report.records if r.name == "prune-blocks")
+    assert "conv2" in str(pruned.stats)
+    assert "fc" in str(next(r for r in report.records if r.name == "calibrate").stats["skipped"])
+
+
+def test_what_a_target_lacks_is_said_first(data, caplog):
+    report = onnxdrp.optimize(Model.from_proto(conv_net(opset=13)), data, target="drp-ai3")
+    assert any("static" in warning for warning in report.warnings)
+    assert any("static" in message for message in caplog.messages)
+
+
+def test_errors_name_the_pass_and_what_ran_before(data):
+    with pytest.raises(PassError, match=r"select-layers: .*\(after infer-shapes, optimize"):
+        onnxdrp.optimize(Model.from_proto(conv_net(channels=24)), data)
+    with pytest.raises(DataError, match="calibration data"):
+        onnxdrp.optimize(Model.from_proto(conv_net()), None)
+
+
+def test_the_functions_of_the_package_stay_functions():
+    for name in ("info", "compare", "evaluate", "optimize", "prune", "quantize", "preprocess"):
+        assert callable(getattr(onnxdrp, name)), name
+    assert set(dir(onnxdrp)) >= {"NCHWDataReader", "PassManager", "load"}
+
+
+def test_the_demo_shows_every_stage(tmp_path):
+    from onnxdrp.demonstrate import demonstrate
+
+    shown = demonstrate(tmp_path / "out")
+    rows = shown.rows
+    assert list(rows) == ["float", "pruned", "quantized", "pruned + quantized"]
+    assert rows["float"]["top1"] == pytest.approx(94.6, abs=0.15)
+    assert rows["quantized"]["top1"] >= rows["float"]["top1"] - 0.5
+    assert rows["quantized"]["bytes"] < 0.35 * rows["float"]["bytes"]
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert files == ["optimized.onnx", "recipe.toml", "report.json"]
+    assert "pruned + quantized" in str(shown)

@@ -1,0 +1,404 @@
+"""Pruning: exact counts, kept weights bit for bit, every place and type a weight can have."""
+
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from builders import conv_net, feeds_for, make_model, mlp, normal, outputs_of, value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from onnxdrp.errors import CheckError, ModelError, OptionError, PassError
+from onnxdrp.geometry import to_slabs
+from onnxdrp.layers import layers
+from onnxdrp.masks import Mask
+from onnxdrp.model import Model
+from onnxdrp.passes.prune_blocks import PruneBlocks
+from onnxdrp.passes.select_layers import SelectLayers
+from onnxdrp.patterns import parse_pattern, prune_count
+from onnxdrp.pipeline import PassContext, PassManager
+
+PATTERNS = ["block", "flex-nm", "nm", "row", "unstructured"]
+
+
+def prune(model, *steps, ctx=None):
+    ctx = ctx or PassContext()
+    if not isinstance(model, Model):
+        model = Model.from_proto(model)
+    report = PassManager(steps or (PruneBlocks(rate=0.7),)).run(model, ctx)
+    return model, ctx, report.records[-1]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_kept_weights_stay_bit_for_bit_and_onnxruntime_sees_the_zeros(pattern):
+    proto = conv_net(64)
+    before = Model.from_proto(proto)
+    model, ctx, record = prune(before.clone(), PruneBlocks(pattern=pattern, rate=0.7))
+    assert record.modified
+    assert record.weights["changed"] == 1
+    (name,) = ctx.masks
+    assert name == "conv2.weight"
+    keep, old, new = ctx.masks[name].keep, before.weight(name), model.weight(name)
+    assert new[keep].tobytes() == old[keep].tobytes()
+    assert new[~keep].tobytes() == bytes(4 * (~keep).sum())  # +0, not -0
+    assert 0.68 < ctx.masks[name].sparsity < 0.71
+    wanted = onnx.ModelProto.FromString(proto.SerializeToString())
+    tensor = next(t for t in wanted.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(np.where(keep, old, 0).astype(np.float32), name))
+    feeds = feeds_for(proto)
+    (got,), (want,) = outputs_of(model, feeds), outputs_of(wanted, feeds)
+    np.testing.assert_array_equal(got, want)
+    assert np.abs(got - outputs_of(proto, feeds)[0]).max() > 1e-3
+    for other in ("conv1.weight", "fc.weight", "conv1.bias"):
+        assert model.weight(other).tobytes() == before.weight(other).tobytes()
+
+
+def random_net(shape, groups, seed, op="Conv"):
+    """first -> layer of this weight -> last, so that the middle one alone is prunable."""
+    cout, cin = shape[0], shape[1] * groups
+    ties = normal(shape, seed).round(1)
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"], "first"),
+        helper.make_node("Conv", ["h", "w"], ["i"], "middle", group=groups),
+        helper.make_node("Conv", ["i", "b"], ["y"], "last"),
+    ]
+    tail = (1,) * (len(shape) - 2)
+    weights = {"a": normal((cin, 3, *tail), 1), "w": ties, "b": normal((5, cout, *tail), 2)}
+    x = value("x", ["N", 3, *(9 for _ in tail)])
+    return make_model(nodes, [x], [value("y", None)], weights)
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(PATTERNS),
+    st.integers(0, 999).map(lambda n: n / 1000),
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.integers(1, 2),
+    st.lists(st.integers(1, 3), min_size=1, max_size=3),
+)
+def test_counts_are_exact_on_random_layers(pattern, rate, groups, outputs, blocks, kernel):
+    shape = (groups * outputs, 32 * blocks, *kernel)
+    proto = random_net(shape, groups, seed=outputs)
+    model, ctx, _ = prune(proto, PruneBlocks(pattern=pattern, rate=rate))
+    keep = ctx.masks["w"].keep
+    assert not model.weight("w")[~keep].any()
+    rows = keep.reshape(groups * outputs, -1)
+    length, size = rows.shape[1], keep.size
+    if pattern == "unstructured":
+        assert keep.sum() == size - prune_count(rate, size)
+    elif pattern in ("row", "flex-nm"):
+        assert set(rows.sum(axis=1)) == {length - prune_count(rate, length)}
+    elif pattern == "nm":
+        vectors = np.moveaxis(keep, 1, -1).reshape(-1, 32)
+        assert set(vectors.sum(axis=1)) == {32 - prune_count(rate, 32)}
+    else:
+        vectors = np.moveaxis(keep, 1, -1).reshape(groups, outputs, -1, 32)
+        assert (vectors.all(axis=-1) == vectors.any(axis=-1)).all()
+        alive = vectors.any(axis=-1).sum(axis=1)
+        assert set(alive.ravel()) == {outputs - prune_count(rate, outputs)}
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(PATTERNS), st.integers(0, 99).map(lambda n: Fraction(n, 100)))
+def test_a_second_run_changes_nothing(pattern, rate):
+    proto = random_net((24, 64, 2), 2, seed=3)
+    step = PruneBlocks(pattern=pattern, rate=float(rate))
+    model, ctx, _ = prune(proto, step)
+    weights = {name: model.weight(name).tobytes() for name in model.weights()}
+    _, _, again = prune(model, step)
+    assert not again.modified
+    assert again.weights["changed"] == 0
+    _, _, again = prune(model, step, ctx=ctx)
+    assert not again.modified
+    assert weights == {name: model.weight(name).tobytes() for name in model.weights()}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_equal_weights_are_pruned_the_same_way_each_time(pattern):
+    proto = mlp(64, 64, 64, 8)
+    tensor = next(t for t in proto.graph.initializer if t.name == "fc1.weight")
+    tensor.CopyFrom(numpy_helper.from_array(np.ones((64, 64), np.float32), tensor.name))
+    runs = [prune(proto, PruneBlocks(pattern=pattern, rate=0.7)) for _ in range(2)]
+    first, second = (ctx.masks["fc1.weight"] for _, ctx, _ in runs)
+    assert first == second
+    assert runs[0][0].fingerprint() == runs[1][0].fingerprint()
+
+
+def test_more_sparsity_keeps_what_is_zero_zero():
+    model, _, _ = prune(mlp(64, 128, 128, 8), PruneBlocks(pattern="block", rate=0.5))
+    zeros = model.weight("fc1.weight") == 0
+    prune(model, PruneBlocks(pattern="block", rate=0.7))
+    assert not model.weight("fc1.weight")[zeros].any()
+    assert (model.weight("fc1.weight") == 0).mean() > 0.69
+
+
+# ----------------------------------------------------------------- where and how weights are stored
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_floats_keep_type_and_bits(dtype):
+    weight = normal((64, 64), 0).astype(dtype)
+    tensors = [
+        numpy_helper.from_array(normal((64, 64), i).astype(dtype), name)
+        for i, name in enumerate("ab")
+    ]
+    tensors.append(numpy_helper.from_array(weight, "w"))
+    nodes = [helper.make_node("MatMul", [x, w], [y], w) for x, w, y in ("xah", "hwi", "iby")]
+    ends = [value("x", ["N", 64], dtype)], [value("y", ["N", 64], dtype)]
+    model, ctx, _ = prune(make_model(nodes, *ends, tensors))
+    keep, got = ctx.masks["w"].keep, model.weight("w")
+    assert got.dtype == dtype
+    assert got[keep].tobytes() == weight[keep].tobytes()
+    assert not got[~keep].astype(np.float32).any()
+
+
+def test_weights_that_are_inputs_too_as_opset_9_has_them():
+    proto = mlp(64, 64, 64, 8, opset=9)
+    proto.ir_version = 3
+    proto.graph.input.extend(value(t.name, t.dims) for t in proto.graph.initializer)
+    model, ctx, _ = prune(proto)
+    assert set(ctx.masks) == {"fc1.weight"}
+    saved = model.proto()
+    assert saved.ir_version == 3
+    assert {i.name for i in saved.graph.input} == {i.name for i in proto.graph.input}
+    tensor = next(t for t in saved.graph.initializer if t.name == "fc1.weight")
+    assert 0.69 < (numpy_helper.to_array(tensor) == 0).mean() < 0.71
+    assert np.ptp(outputs_of(model, {"x": normal((2, 64), 0)})[0]) > 1e-3
+
+
+def test_weights_in_constant_nodes():
+    proto = mlp(64, 64, 64, 8)
+    constants = [
+        helper.make_node("Constant", [], [t.name], f"c.{t.name}", value=t)
+        for t in proto.graph.initializer
+    ]
+    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in proto.graph.node]
+    proto.graph.ClearField("initializer")
+    proto.graph.ClearField("node")
+    proto.graph.node.extend(constants + nodes)
+    model, _, _ = prune(proto)
+    saved = model.proto()
+    assert not saved.graph.initializer
+    node = next(n for n in saved.graph.node if n.output[0] == "fc1.weight")
+    assert 0.69 < (numpy_helper.to_array(node.attribute[0].t) == 0).mean() < 0.71
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pattern", ["block", "flex-nm"])
+def test_matmul_constants_on_either_side(side, pattern):
+    weights = {n: normal((64, 64), i) for i, n in enumerate("awb")}
+    order = (lambda x, w: [x, w]) if side == "right" else (lambda x, w: [w, x])
+    nodes = [helper.make_node("MatMul", order(x, w), [y], w) for x, w, y in ("xah", "hwi", "iby")]
+    proto = make_model(nodes, [value("x", [64, 64])], [value("y", [64, 64])], weights)
+    _, ctx, _ = prune(proto, PruneBlocks(pattern=pattern, rate=0.7))
+    keep = ctx.masks["w"].keep if side == "left" else ctx.masks["w"].keep.T  # [Cout, Cin]
+    vectors = keep.reshape(64, 2, 32)
+    if pattern == "block":
+        assert (vectors.all(-1) == vectors.any(-1)).all()
+        assert set(vectors.any(-1).sum(0)) == {64 - 45}
+    else:
+        assert len(set(map(tuple, vectors.sum(-1)))) == 1
+        assert not (keep.T.reshape(64, 2, 32).sum(-1) == vectors.sum(-1)).all()
+
+
+def test_a_shared_weight_has_one_mask_and_stands_under_each_layer():
+    weights = {n: normal((64, 64), i) for i, n in enumerate("awb")}
+    nodes = [
+        helper.make_node("MatMul", [x, w], [y], f"{w}.{y}")
+        for x, w, y in ("xah", "hwi", "iwj", "jby")
+    ]
+    proto = make_model(nodes, [value("x", ["N", 64])], [value("y", None)], weights)
+    _, ctx, record = prune(proto)
+    assert set(ctx.masks) == {"w"}
+    assert set(record.stats["layers"]) == {"w.i", "w.j"}
+    assert record.stats["weights"] == 64 * 64
+
+
+def test_grouped_and_depthwise():
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"], "first"),
+        helper.make_node("Conv", ["h", "g"], ["i"], "grouped", group=2),
+        helper.make_node("Conv", ["i", "d"], ["j"], "dw", group=64),
+        helper.make_node("Conv", ["j", "b"], ["y"], "last"),
+    ]
+    weights = {
+        "a": normal((64, 3, 1, 1), 0),
+        "g": normal((64, 32, 3, 3), 1),
+        "d": normal((64, 1, 3, 3), 2),
+        "b": normal((8, 64, 1, 1), 3),
+    }
+    proto = make_model(nodes, [value("x", ["N", 3, 9, 9])], [value("y", None)], weights)
+    _, ctx, _ = prune(proto)
+    assert set(ctx.masks) == {"g"}
+    select = SelectLayers(prune_depthwise=True, rate=0.7)
+    _, ctx, _ = prune(proto, select, PruneBlocks())
+    # 32 channels at one kernel position live or die together; 9 positions, 6 pruned in each slab
+    vectors = ctx.masks["d"].keep.reshape(2, 32, 9)
+    assert (vectors.all(axis=1) == vectors.any(axis=1)).all()
+    assert vectors.any(axis=1).sum(axis=1).tolist() == [3, 3]
+
+
+def test_quantized_weights_are_pruned_to_their_zero_point():
+    rng = np.random.default_rng(0)
+    weights = {"s": np.float32(0.01), "z": np.uint8(130)}
+    nodes = []
+    for x, w, y in ("xah", "hci", "iby"):
+        weights[w] = rng.integers(100, 160, (64, 64)).astype(np.uint8)
+        nodes.append(helper.make_node("DequantizeLinear", [w, "s", "z"], [f"{w}d"], f"dq{w}"))
+        nodes.append(helper.make_node("MatMul", [x, f"{w}d"], [y], f"m{w}"))
+    proto = make_model(nodes, [value("x", ["N", 64])], [value("y", None)], weights)
+    model, ctx, _ = prune(proto)
+    keep, got = ctx.masks["c"].keep, model.weight("c")
+    assert got.dtype == np.uint8
+    assert (got[~keep] == 130).all()
+    assert (got[keep] == weights["c"][keep]).all()
+    # the largest |q - zero point| of each slab stay
+    assert 0.69 < (~keep).mean() < 0.71
+
+
+# -------------------------------------------------------------------------------------- the context
+
+
+def test_rates_of_select_layers_are_taken():
+    select = SelectLayers(rate=0.5, rates={"fc2": 0.25}, exclude=("fc3",))
+    _, ctx, record = prune(mlp(64, 64, 64, 64, 64, 8), select, PruneBlocks(pattern="row"))
+    assert {n: f["sparsity"] for n, f in record.stats["layers"].items()} == {
+        "fc1": 0.5,
+        "fc2": 0.25,
+    }
+    assert ctx.masks.keys() == {"fc1.weight", "fc2.weight"}
+    assert record.stats["skipped"]["fc3"] == "excluded: by 'fc3'"
+
+
+def test_without_select_layers_its_defaults_hold():
+    _, ctx, record = prune(mlp(64, 64, 64, 8), PruneBlocks())
+    assert ctx.rates == {"fc1.weight": 0.7}
+    assert set(ctx.refused) == {"fc0", "fc2"}
+    assert record.stats["pattern"] == "block"
+
+
+def test_the_pattern_is_the_targets():
+    from onnxdrp.targets import load_target
+
+    ctx = PassContext(target=load_target("drp-ai3"))
+    _, _, record = prune(mlp(64, 64, 64, 8), PruneBlocks(), ctx=ctx)
+    assert record.stats["pattern"] == "flex-nm"
+    assert not any("70 %" in w for w in record.stats["warnings"])
+
+
+def test_the_targets_advice_is_given():
+    from onnxdrp.targets import load_target
+
+    ctx = PassContext(target=load_target("drp-ai3"))
+    _, _, record = prune(mlp(64, 64, 64, 8), PruneBlocks(rate=0.5), ctx=ctx)
+    assert any("70 %" in w for w in record.stats["warnings"])
+
+
+def test_a_rate_that_conflicts_with_rates_chosen_before_is_refused():
+    steps = SelectLayers(rate=0.5), PruneBlocks(rate=0.7)
+    with pytest.raises(PassError, match=r"rate 0\.7 conflicts with the rates"):
+        prune(mlp(64, 64, 64, 8), *steps)
+    prune(mlp(64, 64, 64, 8), SelectLayers(rate=0.7), PruneBlocks(rate=0.7))
+
+
+def test_a_pattern_that_does_not_fit_what_was_chosen_is_refused_before_any_work():
+    model = Model.from_proto(mlp(64, 40, 64, 8))
+    before = model.fingerprint()
+    steps = SelectLayers(pattern="unstructured"), PruneBlocks(pattern="block")
+    with pytest.raises(PassError, match=r"'fc1\.weight'.*not a multiple of 32.*select-layers"):
+        prune(model, *steps)
+    assert model.fingerprint() == before
+
+
+def test_rates_of_a_weight_that_is_gone_are_refused():
+    ctx = PassContext(rates={"gone": 0.5})
+    with pytest.raises(PassError, match="no layer has the weight 'gone'"):
+        prune(mlp(64, 64, 64, 8), PruneBlocks(), ctx=ctx)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rate": 1.0}, {"pattern": "x"}, {"pattern": "nm:2:4", "rate": 0.7}]
+)
+def test_options_are_refused_when_given(options):
+    with pytest.raises(OptionError):
+        PruneBlocks(**options)
+
+
+def test_nm_2_4():
+    _, ctx, _ = prune(mlp(64, 36, 36, 8), PruneBlocks(pattern="nm:2:4"))
+    keep = ctx.masks["fc1.weight"].keep.reshape(36, 9, 4)
+    assert set(keep.sum(-1).ravel()) == {2}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_weights_that_are_not_finite_are_named(bad, pattern):
+    proto = mlp(64, 64, 64, 8)
+    weight = normal((64, 64), 0)
+    weight[3, 7] = bad
+    tensor = next(t for t in proto.graph.initializer if t.name == "fc1.weight")
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    with pytest.raises(PassError, match=r"weight 'fc1\.weight'.*(NaN|infinity)") as error:
+        prune(proto, PruneBlocks(pattern=pattern))
+    assert isinstance(error.value.__cause__, ModelError)
+
+
+# ------------------------------------------------------------------------------- figures and checks
+
+
+def test_figures_of_each_layer_and_of_all():
+    model, _, record = prune(mlp(64, 512, 512, 8), PruneBlocks(pattern="block", rate=0.7))
+    stats = record.stats
+    figures = stats["layers"]["fc1"]
+    assert figures["sparsity"] == pytest.approx(358 / 512)
+    assert 0.3 < figures["kept_magnitude"]["l1"] < figures["kept_magnitude"]["l2"] < 1
+    dead = int((model.weight("fc1.weight") == 0).all(axis=1).sum())
+    assert figures["dead_outputs"] == dead
+    assert stats["sparsity"] == pytest.approx(358 / 512)
+    assert stats["pruned"] == 512 * 358
+    assert any("reading C" in w for w in stats["warnings"])
+    import json
+
+    json.dumps(stats)
+
+
+def test_checks_after_the_pass_can_fail():
+    model, ctx, _ = prune(mlp(64, 64, 64, 8), PruneBlocks(pattern="block", rate=0.7))
+    step = PruneBlocks(pattern="block")
+    step.ensures(model, ctx)
+    spoilt = model.weight("fc1.weight").copy()
+    spoilt[~ctx.masks["fc1.weight"].keep] = 1e-6
+    model.set_weight("fc1.weight", spoilt)
+    with pytest.raises(CheckError, match="not zero everywhere"):
+        step.ensures(model, ctx)
+    right = ctx.masks["fc1.weight"]
+    ctx.masks["fc1.weight"] = Mask(np.ones((64, 64), bool))
+    with pytest.raises(CheckError, match="keeps 4096"):
+        step.ensures(model, ctx)
+    ctx.masks["fc1.weight"] = Mask(
+        np.random.default_rng(0).permuted(right.keep.ravel()).reshape(64, 64)
+    )
+    with pytest.raises(CheckError, match="is not block"):
+        step.ensures(model, ctx)
+
+
+def test_real_models(shared, modA, modB):
+    """Each pattern on each model: exact, valid, runs, second run changes nothing."""
+    for path in (*sorted((shared / "models").glob("*.onnx")), modA, modB):
+        for pattern in PATTERNS:
+            model, ctx, record = prune(Model.load(path), PruneBlocks(pattern=pattern, rate=0.7))
+            rules = parse_pattern(pattern)
+            seen = {f.weight: f.geometry for f in layers(model)}
+            assert len(ctx.masks) > 5
+            for name, mask in ctx.masks.items():
+                assert mask.holds(model.weight(name))
+                assert rules.valid(to_slabs(mask.keep, seen[name]))
+            assert abs(record.stats["sparsity"] - 0.7) < 0.015
+            assert not prune(model, PruneBlocks(pattern=pattern, rate=0.7))[2].modified
+        shape = [d if isinstance(d, int) else 1 for d in model.inputs[0].shape]
+        x = np.random.default_rng(0).random(shape, np.float32)
+        assert np.isfinite(model.session().run(None, {model.inputs[0].name: x})[0]).all()

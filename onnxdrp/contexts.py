@@ -18,7 +18,7 @@ from onnxdrp.datareaders import DataReader, take
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.masks import load_masks, save_masks
 from onnxdrp.pipeline import PassContext
-from onnxdrp.quantize import QuantParams, Range
+from onnxdrp.quantization import QuantParams, Range
 from onnxdrp.targets import Operators, Target
 
 __all__ = ["load_context", "save_context"]

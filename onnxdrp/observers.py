@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.fidelity import Error, ErrorStats, TopAgreement
-from onnxdrp.quantize import Range
+from onnxdrp.quantization import Range
 
 __all__ = ["Error", "ErrorStats", "Histogram", "MinMax", "Observer", "TopAgreement"]
 

@@ -11,7 +11,7 @@ from onnxdrp.errors import ModelError
 from onnxdrp.model import Model
 from onnxdrp.operators import WeightUse
 from onnxdrp.plan import Operand, Plan
-from onnxdrp.quantize import (
+from onnxdrp.quantization import (
     QuantParams,
     Range,
     activation_params,

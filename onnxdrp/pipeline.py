@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
     from onnxdrp.masks import Mask
     from onnxdrp.model import Model
-    from onnxdrp.quantize import QuantParams, Range
+    from onnxdrp.quantization import QuantParams, Range
     from onnxdrp.targets import Target
 
 __all__ = ["Instrument", "Pass", "PassContext", "PassManager", "PassRecord", "PassResult"]

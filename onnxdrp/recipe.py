@@ -37,9 +37,15 @@ PASSES: dict[str, type[Pass]] = {
         passes.Optimize,
         passes.FoldConstants,
         passes.FuseBatchNorm,
+        passes.Clean,
         passes.SelectLayers,
         passes.PruneBlocks,
         passes.ApplyMasks,
+        passes.ConvertOpset,
+        passes.Calibrate,
+        passes.QuantizeWeights,
+        passes.InsertQdq,
+        passes.Check,
     )
 }
 """Every pass that comes along by its name, in the order of the pipeline."""

@@ -1,25 +1,35 @@
 """The passes: one transform of a model a file."""
 
 from onnxdrp.passes.apply_masks import ApplyMasks
+from onnxdrp.passes.calibrate import Calibrate
+from onnxdrp.passes.check import Check
 from onnxdrp.passes.clean import Clean
+from onnxdrp.passes.convert_opset import ConvertOpset
 from onnxdrp.passes.cut import Cut
 from onnxdrp.passes.fold_constants import FoldConstants
 from onnxdrp.passes.freeze_shapes import FreezeShapes
 from onnxdrp.passes.fuse_batchnorm import FuseBatchNorm
 from onnxdrp.passes.infer_shapes import InferShapes
+from onnxdrp.passes.insert_qdq import InsertQdq
 from onnxdrp.passes.optimize import Optimize
 from onnxdrp.passes.prune_blocks import PruneBlocks
+from onnxdrp.passes.quantize_weights import QuantizeWeights
 from onnxdrp.passes.select_layers import SelectLayers
 
 __all__ = [
     "ApplyMasks",
+    "Calibrate",
+    "Check",
     "Clean",
+    "ConvertOpset",
     "Cut",
     "FoldConstants",
     "FreezeShapes",
     "FuseBatchNorm",
     "InferShapes",
+    "InsertQdq",
     "Optimize",
     "PruneBlocks",
+    "QuantizeWeights",
     "SelectLayers",
 ]

@@ -15,7 +15,7 @@ from onnxdrp.observe import Tap, observe
 from onnxdrp.observers import Histogram, MinMax
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Plan, make_plan
-from onnxdrp.quantize import Range
+from onnxdrp.quantization import Range
 from onnxdrp.selectors import check_selector, select
 
 __all__ = ["Calibrate"]
@@ -39,8 +39,8 @@ class Calibrate(Pass):
     name: ClassVar[str] = "calibrate"
     keeps_results: ClassVar[bool] = True
 
-    method: Literal["minmax", "percentile"] = "minmax"
-    percentile: float = 99.99
+    method: Literal["minmax", "percentile"] = "percentile"
+    percentile: float = 99.999
     exclude: tuple[str, ...] = ()
     memory_limit: int = 1 << 30
 
@@ -48,7 +48,7 @@ class Calibrate(Pass):
         if self.method not in ("minmax", "percentile"):
             raise OptionError(f"method {self.method!r}: there are minmax and percentile")
         if not 50 <= self.percentile <= 100:
-            raise OptionError(f"percentile {self.percentile} is outside [50, 100]; 99.99 is usual")
+            raise OptionError(f"percentile {self.percentile} is outside [50, 100]; 99.999 is usual")
         if self.memory_limit <= 0:
             raise OptionError(f"memory_limit {self.memory_limit}: give a number of bytes above 0")
         for selector in self.exclude:

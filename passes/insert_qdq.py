@@ -23,7 +23,7 @@ from onnxdrp.passes.edit import producer
 from onnxdrp.passes.qdq import Reader, Writer, readers_of
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Operand, Plan, make_plan
-from onnxdrp.quantize import QuantParams, Range, bias_params
+from onnxdrp.quantization import QuantParams, Range, bias_params
 
 __all__ = ["InsertQdq"]
 

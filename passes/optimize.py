@@ -4,61 +4,36 @@ Rules of onnxscript.rewriter merge runs of Transpose, Reshape, Cast, Slice, Relu
 into Conv, Min and Max into Clip, and drop what does nothing; its partial evaluation follows sizes
 through Shape, Gather and Concat; onnx_ir merges nodes that compute the same twice. Folding of
 weights and fusing of normalization have passes of their own, which keep names that it loses.
+
+Why onnxscript (0.7.2). Measured on 14 real graphs of 3,770 nodes, 752 of them with weights, on two
+cores; nodes are those that are left after all of preprocessing:
+
+    optimizer           nodes  seconds  layers renamed  what else
+    none                2,342
+    onnxscript          2,316      3.0               0  works without the weights
+    onnxslim 0.1.98     2,284     12.0             325  needs the weights; options are global
+    onnxoptimizer 0.4.2 2,335      1.6               0  turns IR 3 into IR 4
+    onnxruntime basic   2,296      1.7               5  8 more operator sets; one graph broken
+    onnxsim 0.8.1       2,306      2.4               2  turns IR 3 into IR 4
+
+A renamed layer is one that a user's rate or recipe no longer finds. onnxscript is kept by the
+makers of PyTorch's ONNX exporter, gives standard operators only, and lets its rules be chosen.
 """
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import onnx
 
 from onnxdrp.errors import CheckError
 from onnxdrp.model import Model
+from onnxdrp.passes.rewriting import rewrite
 from onnxdrp.pipeline import Pass, PassContext, PassResult
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 __all__ = ["Optimize"]
 
 log = logging.getLogger(__name__)
-
-LIMIT = 1024  # elements of a tensor that partial evaluation looks into
-_RULES = (
-    "add_0_rule",
-    "cast_cast_rule",
-    "cast_constant_of_shape_rule",
-    "cast_constant_of_shape_without_value_rule",
-    "collapse_slice2_rule",
-    "collapse_slice_rule",
-    "div_by_1_rule",
-    "dropout_inference_rule",
-    "dropout_zero_rule",
-    "fuse_pad_into_conv_rule",
-    "materialize_reshape_shape_rule",
-    "max_max_rule",
-    "max_min_rule",
-    "min_max_rule",
-    "min_min_rule",
-    "mul_by_1_rule",
-    "no_op_cast_rule",
-    "no_op_dynamic_scatter_nd_rule",
-    "no_op_expand_rule",
-    "no_op_static_scatter_nd_rule",
-    "no_op_transpose_rule",
-    "one_reshape_matmul_reshape_rule",
-    "reshape_reshape_rule",
-    "squeeze_reshape_1d_rule",
-    "sub_0_rule",
-    "successive_clip_relu_rule",
-    "successive_clip_rule",
-    "successive_relu_clip_rule",
-    "successive_relu_rule",
-    "transpose_transpose_rule",
-    "two_reshapes_matmul_reshape_rule",
-    "unsqueeze_unsqueeze_rule",
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +52,7 @@ class Optimize(Pass):
         skeleton = model.skeleton()
         before = len(skeleton.graph.node)
         try:
-            result = _rewrite(skeleton, model)
+            result = rewrite(skeleton, model)
             _check(skeleton, result)
         except Exception as e:  # whatever a package of rewrite rules raises on an unforeseen model
             why = f"onnxscript: {type(e).__name__}: {' '.join(str(e).split()[:40])}"
@@ -88,78 +63,6 @@ class Optimize(Pass):
         model.rebuild(result)
         removed = before - len(result.graph.node)
         return PassResult(modified=True, stats={"removed_nodes": removed})
-
-
-def _rewrite(skeleton: onnx.ModelProto, model: Model) -> onnx.ModelProto:
-    import onnx_ir as ir
-    from onnx_ir.passes.common import CommonSubexpressionEliminationPass, NameFixPass
-    from onnxscript import optimizer, rewriter
-    from onnxscript.rewriter.rules import common
-
-    rules = [getattr(common, name) for name in _RULES]
-    graph = ir.serde.deserialize_model(skeleton)
-    kept = _open_weights(graph, model)
-    for _ in range(2):  # as onnxscript's own pipeline
-        optimizer.fold_constants(
-            graph, input_size_limit=LIMIT, output_size_limit=LIMIT, should_fold=_is_small_filling
-        )
-        rewriter.rewrite(graph, rules)
-    CommonSubexpressionEliminationPass()(graph)
-    NameFixPass()(graph)
-    for value in graph.graph.initializers.values():
-        if id(value.const_value) in kept:
-            value.const_value = kept[id(value.const_value)]
-    result: onnx.ModelProto = ir.serde.serialize_model(graph)
-    _restore(result, skeleton)
-    return result
-
-
-def _is_small_filling(node: "ir.Node") -> bool | None:
-    """ConstantOfShape, by default never folded, stands between many a Shape and its Pad."""
-    if node.op_type != "ConstantOfShape" or node.inputs[0] is None:
-        return None
-    dims = node.inputs[0].const_value
-    return None if dims is None else bool(np.prod(dims.numpy()) <= LIMIT)
-
-
-def _open_weights(graph: "ir.Model", model: Model) -> dict[int, Any]:
-    """Let references be read when a rule looks at their values; returns what stood there."""
-    import onnx_ir as ir
-
-    tensors = model.tensors()
-
-    def open_later(name: str, reference: Any) -> ir.LazyTensor:
-        def read() -> ir.TensorProtocol:
-            values = model.constant(tensors[name])
-            assert values is not None  # the skeleton has a reference for it
-            return ir.Tensor(values, dtype=reference.dtype, name=name)
-
-        return ir.LazyTensor(read, dtype=reference.dtype, shape=reference.shape, name=name)
-
-    kept = {}
-    for name, value in graph.graph.initializers.items():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            reference = value.const_value
-            value.const_value = open_later(name, reference)
-            kept[id(value.const_value)] = reference
-    return kept
-
-
-def _restore(result: onnx.ModelProto, skeleton: onnx.ModelProto) -> None:
-    """Put back what is none of the rewriter's business: operator sets, names, and no tags."""
-    result.ClearField("opset_import")
-    result.opset_import.extend(skeleton.opset_import)
-    old = {node.output[0]: node.name for node in skeleton.graph.node}
-    names = {node.name for node in result.graph.node}
-    known = set(old.values())
-    for node in result.graph.node:
-        name = old.get(node.output[0], "")
-        if node.name not in known and name and name not in names:
-            node.name = name
-            names.add(name)
-        for i in reversed(range(len(node.metadata_props))):
-            if node.metadata_props[i].key.startswith("pkg.onnxscript"):
-                del node.metadata_props[i]
 
 
 def _essence(proto: onnx.ModelProto) -> tuple[list[bytes], set[str]]:

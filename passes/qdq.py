@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from onnxdrp.errors import ModelError
 from onnxdrp.model import Model
 from onnxdrp.passes.edit import Names, disconnect, producer
-from onnxdrp.quantize import QuantParams, quantize
+from onnxdrp.quantization import QuantParams, quantize
 
 __all__ = ["Reader", "Writer", "readers_of"]
 

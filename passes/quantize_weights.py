@@ -2,7 +2,7 @@
 
     w' = s * saturate(round(w / s)),   s = max|w| / 127, of the tensor or of each output channel
 
-raised where an int32 bias of scale s_in * s would overflow (onnxdrp.quantize). Zeros stay zero.
+raised where an int32 bias of scale s_in * s would overflow (onnxdrp.quantization). Zeros stay zero.
 The weights stay float tensors, now on the grid of int8: what comes between here and InsertQdq sees
 what the quantized model will compute with. Fills ctx.quantization.
 
@@ -24,7 +24,7 @@ from onnxdrp.parameters import activation_parameters, uses_by_weight, weight_par
 from onnxdrp.passes.edit import Names, replace_uses
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Operand, Plan, make_plan
-from onnxdrp.quantize import fake_quantize
+from onnxdrp.quantization import fake_quantize
 
 __all__ = ["QuantizeWeights"]
 

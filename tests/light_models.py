@@ -1,4 +1,4 @@
-"""The real graphs that the onnx package ships without weights, given weights that make their outputs mean something."""
+"""The real graphs that the onnx package ships, with weights that make their outputs mean something."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ BATCHNORM_ROLES = ("scale", "bias", "mean", "var")
 
 
 def light_model(name, seed=0):
-    """`light_<name>.onnx`, every ConstantOfShape weight replaced by a seeded value that suits its use.
+    """`light_<name>.onnx`, each ConstantOfShape weight replaced by seeded values that suit its use.
 
     Weights are He-normal, biases and means small, BatchNormalization scales and variances in
     [0.5, 1.5]. The last layer is scaled so that its outputs have a standard deviation of 2: a
@@ -88,7 +88,7 @@ def data_input(model):
 
 
 def feed(model, rng):
-    """One input: large patches of random colour and some noise, so that averages over the image differ too."""
+    """Large patches of random colour and some noise, so that averages over the image differ too."""
     name, (batch, channels, height, width) = data_input(model)
     patches = rng.normal(size=(batch, channels, 2, 2)).repeat(height // 2, 2).repeat(width // 2, 3)
     noise = rng.normal(0, 0.5, (batch, channels, height, width))

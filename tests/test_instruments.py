@@ -23,7 +23,7 @@ from onnxdrp.masks import Mask
 from onnxdrp.memory import peak_rss_mb
 from onnxdrp.model import Model
 from onnxdrp.pipeline import Pass, PassContext, PassManager, PassResult
-from onnxdrp.quantize import QuantParams, Range
+from onnxdrp.quantization import QuantParams, Range
 from onnxdrp.targets import load_target
 
 

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.observers import Error, ErrorStats, Histogram, MinMax, TopAgreement
-from onnxdrp.quantize import Range
+from onnxdrp.quantization import Range
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 # Values whose sizes differ by all that a float32 can tell, subnormals and both zeros among them.

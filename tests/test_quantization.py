@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
 
 from onnxdrp.errors import DataError, ModelError, OptionError
-from onnxdrp.quantize import (
+from onnxdrp.quantization import (
     BIAS_LIMIT,
     QuantParams,
     Range,

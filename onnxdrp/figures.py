@@ -1,10 +1,9 @@
 """What a run came to: the summary of its report."""
 
-import resource
-import sys
 from typing import TYPE_CHECKING, Any
 
 from onnxdrp.evaluation import Accuracy, accuracy, compare_models, paired_difference
+from onnxdrp.memory import peak_rss_mb
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from onnxdrp.pipeline import PassContext
     from onnxdrp.report import Report
 
-__all__ = ["peak_rss_mb", "summarize"]
+__all__ = ["summarize"]
 
 
 def summarize(
@@ -58,9 +57,3 @@ def _change(before: Accuracy, after: Accuracy) -> dict[str, Any]:
         "change_interval": (low, high),
         "samples": len(before.top1),
     }
-
-
-def peak_rss_mb() -> float:
-    """Peak resident memory of this process since it started, in MB (10^6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

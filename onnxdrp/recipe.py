@@ -15,6 +15,8 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import json
+import re
 import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -169,10 +171,11 @@ def dump_recipe(steps: Sequence[Pass]) -> str:
         OptionError: a pass of your own cannot be imported by name, since it was defined inside a
             function.
     """
-    import tomli_w
-
-    text = tomli_w.dumps({"pass": [_entry(step) for step in steps]})
-    return f"# onnxdrp {__version__}; options that are not named have their defaults\n\n{text}"
+    parts = [f"# onnxdrp {__version__}; options that are not named have their defaults\n"]
+    for step in steps:
+        lines = [f"{_key(key)} = {_toml(value)}\n" for key, value in _entry(step).items()]
+        parts.append("".join(["[[pass]]\n", *lines]))
+    return "\n".join(parts)
 
 
 def _entry(step: Pass) -> dict[str, Any]:
@@ -185,6 +188,24 @@ def _entry(step: Pass) -> dict[str, Any]:
             raise OptionError(f"{step.name}: {field.name}=None cannot be written to a recipe")
         entry[field.name] = _plain(value)
     return entry
+
+
+def _toml(value: Any) -> str:
+    """A value on one line of TOML, whose strings are those of JSON but for one character."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        inner = ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items())
+        return f"{{ {inner} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
 
 
 def _name(kind: type[Pass]) -> str:

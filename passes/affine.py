@@ -62,6 +62,15 @@ class Affine:
         """Whether it has neither infinities nor NaN."""
         return bool(np.all(np.isfinite(self.scale)) and np.all(np.isfinite(self.shift)))
 
+    @property
+    def size(self) -> "Affine":
+        """The map x -> |scale| * x; where the scale is 0, x -> x."""
+        return Affine(np.where(self.scale == 0, 1.0, np.abs(self.scale)), np.zeros_like(self.shift))
+
+    def without(self, size: "Affine") -> "Affine":
+        """The map that, done after `size`, is this one."""
+        return Affine(self.scale / size.scale, self.shift)
+
     def then(self, other: "Affine") -> "Affine":
         """The map that does `other` after this. Raises CannotFuseError if both axes differ."""
         shift = other.scale * self.shift + other.shift

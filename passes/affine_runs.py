@@ -8,7 +8,13 @@ from onnxdrp.model import Model
 from onnxdrp.passes.absorb import Absorber
 from onnxdrp.passes.affine import Affine, Array, CannotFuseError, affine_of, data_input, is_affine
 from onnxdrp.passes.edit import Names, disconnect, only_consumer, producer, replace_uses
-from onnxdrp.passes.layout import carried_back, carried_on, ends_layer_norm, shape_of
+from onnxdrp.passes.layout import (
+    carried_back,
+    carried_on,
+    ends_layer_norm,
+    shape_of,
+    sized_back,
+)
 
 __all__ = ["Sweep"]
 
@@ -32,6 +38,22 @@ class _Run:
     @property
     def only_adds(self) -> bool:
         return all(node.op in ("Add", "Sub") for node in self.nodes)
+
+
+@dataclass
+class _Sized:
+    """A node whose outputs were scaled by `size`, with what it had before."""
+
+    node: gs.Node
+    inputs: list[gs.Tensor]
+    attrs: dict[str, object]
+    size: Affine
+    passed: list[gs.Variable]
+
+    def undo(self) -> None:
+        """Give the node its old weights back."""
+        self.node.inputs[:] = self.inputs
+        self.node.attrs = self.attrs
 
 
 @dataclass
@@ -119,7 +141,26 @@ class Sweep:
     def _forward(self, found: _Run) -> None:
         if ends_layer_norm(found.source):
             raise CannotFuseError("it ends a layer normalization")
-        tensor, affine, passed = found.result, found.affine, []
+        sized = self._size_back(found)
+        affine = found.affine if sized is None else found.affine.without(sized.size)
+        try:
+            node, place, affine, passed = self._walk_on(found, affine)
+            added = self.absorber.before(node, place, affine)
+        except CannotFuseError:
+            if sized is not None:
+                sized.undo()
+            raise
+        replace_uses(found.result, found.source)
+        self._remove(found.nodes)
+        self._rename([*passed, *(sized.passed if sized is not None else ())])
+        if added is not None:
+            self._add(node, added)
+
+    def _walk_on(
+        self, found: _Run, affine: Affine
+    ) -> tuple[gs.Node, int, Affine, list[gs.Variable]]:
+        """The node whose weights are next, where it reads, the map as it sees it, what lies between."""
+        tensor, passed = found.result, []
         while True:
             node = self._only_reader(tensor)
             place = next(i for i, t in enumerate(node.inputs) if t is tensor)
@@ -129,12 +170,31 @@ class Sweep:
             passed.append(tensor)
         if node.op == "MatMul" and found.only_adds:
             raise CannotFuseError("MatMul after it would need an Add in its place")
-        added = self.absorber.before(node, place, affine)
-        replace_uses(found.result, found.source)
-        self._remove(found.nodes)
-        self._rename(passed)
-        if added is not None:
-            self._add(node, added)
+        return node, place, affine, passed
+
+    def _size_back(self, found: _Run) -> "_Sized | None":
+        """Take |scale| back through Relu into the weights before it, if they can take it.
+
+        s * relu(x) = sign(s) * relu(|s| * x): so channels come out of the Relu as wide as the
+        normalization makes them, and one range suits them all when they are quantized.
+        """
+        size = found.affine.size
+        tensor, carried, passed = found.source, size, []
+        try:
+            while True:
+                node = producer(tensor)
+                if node is None:
+                    return None
+                self._only_reader(tensor)
+                passed.append(tensor)
+                if (turned := sized_back(node, carried)) is None:
+                    break
+                tensor, carried = node.inputs[0], turned
+            kept = _Sized(node, list(node.inputs), dict(node.attrs), size, passed)
+            self.absorber.after(node, carried)
+        except CannotFuseError:
+            return None
+        return kept
 
     def _merge(self, found: _Run) -> None:
         first, result = found.nodes[0], found.result

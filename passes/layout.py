@@ -8,9 +8,10 @@ import onnx_graphsurgeon as gs
 from onnxdrp.passes.affine import Affine, CannotFuseError, Shape, permuted, reshaped
 from onnxdrp.passes.edit import is_standard, producer
 
-__all__ = ["carried_back", "carried_on", "ends_layer_norm", "shape_of"]
+__all__ = ["carried_back", "carried_on", "ends_layer_norm", "shape_of", "sized_back"]
 
 _RESHAPES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+_HOMOGENEOUS = {"LeakyRelu", "Relu"}
 _MAXIMA = {"GlobalMaxPool", "MaxPool"}
 _MEANS = {"AveragePool", "GlobalAveragePool"}
 
@@ -39,6 +40,18 @@ def carried_back(node: gs.Node, affine: Affine) -> Affine | None:
     if node.op in _RESHAPES:
         return reshaped(affine, shape_of(node.outputs[0]), shape_of(node.inputs[0]))
     return None
+
+
+def sized_back(node: gs.Node, size: Affine) -> Affine | None:
+    """As `carried_back` for a map that only scales, by factors above 0.
+
+    Such a map passes what is positively homogeneous, f(s * x) = s * f(x), too.
+    """
+    if is_standard(node) and node.op in _HOMOGENEOUS:
+        return size
+    if is_standard(node) and node.op in _MAXIMA | _MEANS:
+        return _pooled(node, size)
+    return carried_back(node, size)
 
 
 def carried_on(node: gs.Node, place: int, affine: Affine) -> Affine | None:

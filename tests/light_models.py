@@ -1,4 +1,4 @@
-"""The real graphs that the onnx package ships, with weights that make their outputs mean something."""
+"""The real graphs that the onnx package ships, with weights that give their outputs a meaning."""
 
 from pathlib import Path
 

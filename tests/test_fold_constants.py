@@ -63,7 +63,7 @@ def test_shape_and_size_of_known_dimensions_fold_even_where_others_are_free():
 def test_several_outputs_of_one_node():
     model, _ = fold(
         [
-            node("Split", ["w"], ["a", "b"], "split", axis=0, num_outputs=2),
+            node("Split", ["w"], ["a", "b"], "split", axis=0),
             node("Mul", ["x", "a"], ["m"], "mul"),
             node("Add", ["m", "b"], ["y"], "add"),
         ],
@@ -168,13 +168,13 @@ def test_ifs_stay_and_what_their_bodies_capture_may_be_folded():
     model, result = fold(nodes, {"w": normal([4], 1), **scalars})
     assert ops(model) == ["If", "Add"]
     assert result.stats["skipped"] == {"if": "it has a body"}
-    assert "captured" in model.weights()
+    assert "captured" in {t.name for t in model.proto().graph.initializer}
 
 
 def test_what_onnxruntime_cannot_compute_stays_and_the_rest_folds():
-    weights = {"a": np.array([1, 2], np.uint16), "w": normal([4], 1)}
+    weights = {"a": np.array([1, 2], np.float64), "w": normal([4], 1)}
     nodes = [
-        node("Add", ["a", "a"], ["b"], "no_kernel"),  # none for uint16 in the CPU build
+        node("Erf", ["a"], ["b"], "no_kernel"),  # none for float64 in the CPU build
         node("Cast", ["b"], ["c"], "behind_it", to=TensorProto.FLOAT),
         node("ReduceMax", ["c"], ["m"], "max", keepdims=0),
         node("Neg", ["w"], ["n"], "neg"),

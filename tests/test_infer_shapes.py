@@ -46,7 +46,9 @@ def test_expressions_of_a_free_size_are_right_when_the_size_is_put_in():
     probe.graph.output.append(onnx.ValueInfoProto(name="c"))
     y, c = outputs_of(probe, {"x": normal([2, 3, 17, 14], 2)})
     for name, array in {"c": c, "y": y}.items():
-        put_in = [int(sympy.sympify(d).subs(sizes)) for d in model.info(name).shape]
+        symbols = {s: sympy.Symbol(s) for s in sizes}  # N alone is one of sympy's functions
+        shape = [sympy.sympify(d, locals=symbols) for d in model.info(name).shape]
+        put_in = [int(d.subs({symbols[s]: n for s, n in sizes.items()})) for d in shape]
         assert put_in == list(array.shape)
     assert "height" in str(model.info("c").shape)
 

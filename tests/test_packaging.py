@@ -23,7 +23,7 @@ from onnxdrp.report import versions
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"onnxdrp": "onnxdrp", "passes": "onnxdrp/passes", "datareaders": "onnxdrp/datareaders"}
 HEAVY = (
-    "onnxruntime", "scipy", "sympy", "PIL", "rich", "onnxscript", "pycocotools", "tomli_w",
+    "onnxruntime", "scipy", "sympy", "PIL", "rich", "onnxscript", "pycocotools",
     "matplotlib", "torch",
 )  # fmt: skip
 

@@ -101,6 +101,8 @@ def test_a_recipe_reads_well(tmp_path: Path) -> None:
             },
         ]
     }
+    assert text.count("[[pass]]") == 2
+    assert 'rates = { "conv*" = 0.5, "head.0" = 0.25 }' in text.splitlines()
     path = tmp_path / "recipe.toml"
     path.write_text(text, encoding="utf-8")
     assert load_recipe(path) == load_recipe(str(path)) == [Nothing(), step]

@@ -51,6 +51,7 @@ class _Job:
     seed: int
     instruments: Sequence[Instrument]
     warnings: list[str]
+    profile: str  # the target as the user named it
 
     def run(self, passes: Sequence[Pass]) -> Report:
         """Run the passes and add to the report what the whole came to."""
@@ -60,7 +61,7 @@ class _Job:
         original = self.model.clone()
         ctx = PassContext(reader=self.calibration, target=self.target, seed=self.seed)
         report = PassManager(passes, self.instruments).run(self.model, ctx)
-        report.recipe = dump_recipe(passes)
+        report.recipe = dump_recipe(passes, target=self.profile, seed=self.seed)
         report.warnings += self.warnings
         summarize(report, original, ctx, self.held_out, self.labelled)
         return report
@@ -94,7 +95,8 @@ def _job(
         else:
             held_out = calibration
             warnings.append("figures are of the only calibration sample: none was held back")
-    return _Job(model, profile, calibration, held_out, labelled, seed, instruments, warnings)
+    named = str(target) if isinstance(target, str | Path) else profile.name
+    return _Job(model, profile, calibration, held_out, labelled, seed, instruments, warnings, named)
 
 
 def _reader(data: Any, model: Model) -> "DataReader":
@@ -297,7 +299,7 @@ def optimize(
     *,
     sparsity: float | None = None,
     pattern: str | None = None,
-    target: "str | Path | Target" = "generic",
+    target: "str | Path | Target | None" = None,
     method: str = "minmax",
     percentile: float = 99.99,
     per_channel: bool | None = None,
@@ -311,7 +313,7 @@ def optimize(
     outputs: Iterable[str] | None = None,
     data: Any = None,
     memory_limit: int = 1 << 30,
-    seed: int = 0,
+    seed: int | None = None,
     recipe: Path_ | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> Report:
@@ -322,7 +324,7 @@ def optimize(
         calib: as for `quantize`.
         sparsity: as for `prune`.
         pattern: as for `prune`.
-        target: a profile's name, or the path of one.
+        target: a profile's name, or the path of one; default: the recipe's, or generic.
         method: as for `quantize`.
         percentile: as for `quantize`.
         per_channel: as for `quantize`.
@@ -336,7 +338,7 @@ def optimize(
         outputs: names of tensors that become the graph's outputs.
         data: other, possibly labelled, data for the figures.
         memory_limit: bytes of tapped activations held at a time.
-        seed: of everything random.
+        seed: of everything random; default: the recipe's, or 0.
         recipe: a TOML file that names the passes and their options, in place of all options above
             that concern passes.
         instruments: see `onnxdrp.instruments`.
@@ -349,7 +351,7 @@ def optimize(
             model, recipe, calib=calib, data=data, target=target, seed=seed, instruments=instruments
         )
     _need(calib)
-    job = _job(model, calib, data, target, seed, instruments)
+    job = _job(model, calib, data, target or "generic", seed or 0, instruments)
     steps = _preprocessing(input_shape, outputs)
     steps += _pruning(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
     steps += _quantization(method, percentile, per_channel, keep_float, memory_limit)
@@ -362,8 +364,8 @@ def run(
     *,
     calib: Any = None,
     data: Any = None,
-    target: "str | Path | Target" = "generic",
-    seed: int = 0,
+    target: "str | Path | Target | None" = None,
+    seed: int | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> Report:
     """Run the passes of a recipe (a TOML file, or a list of passes) and measure as `optimize` does.
@@ -371,9 +373,11 @@ def run(
     Raises:
         OnnxDrpError: the model, the recipe or the data cannot be used; PassError if a pass failed.
     """
-    from onnxdrp.recipe import load_recipe
+    from onnxdrp.recipe import Recipe, load_recipe
 
-    steps = load_recipe(recipe) if isinstance(recipe, str | Path) else list(recipe)
+    steps = load_recipe(recipe) if isinstance(recipe, str | Path) else Recipe(recipe)
+    target = target if target is not None else steps.target or "generic"
+    seed = seed if seed is not None else steps.seed or 0
     return _job(model, calib, data, target, seed, instruments).run(steps)
 
 

@@ -133,7 +133,7 @@ _shaping = _options(
         help="Make an input's shape static.",
     ),
     click.option("--outputs", metavar="a,b", help="Cut the graph at these tensors."),
-    click.option("--target", default="generic", show_default=True, help="A profile, or its TOML."),
+    click.option("--target", help="A profile, or its TOML [generic]."),
 )  # fmt: skip
 _pruning = _options(
     click.option("--sparsity", type=float, help="Share to prune in each layer [0.7]."),
@@ -163,7 +163,7 @@ _quantizing = _options(
 _figures = _options(
     click.option("--data", type=click.Path(), help="Data for the figures [a part of --calib]."),
     click.option("--labels", metavar="FILE.csv|folders", help="Labels of --data."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
+    click.option("--seed", type=int, help="Of everything random [0]."),
 )
 _watching = _options(
     click.option("--dump", type=click.Path(), metavar="DIR", help="Keep the model of each pass."),
@@ -271,8 +271,11 @@ def _transform(verb: str, model: str, options: dict[str, Any]) -> None:
         options["rates"] = dict(options["rates"])
     if "memory_limit" in options:
         options["memory_limit"] *= 10**6
-    options["instruments"] = _instruments(options)
-    report = getattr(api, verb)(loaded, **options)
+    instruments = _instruments(options)
+    options = {k: v for k, v in options.items() if v is not None}  # None: the verb's default
+    if verb in ("optimize", "quantize"):
+        options.setdefault("calib", None)
+    report = getattr(api, verb)(loaded, instruments=instruments, **options)
     _finish(report, model, output, report_file, as_json)
 
 

@@ -1,5 +1,7 @@
 """Recipes: a TOML file that names passes and their options, in the order they run.
 
+    target = "drp-ai3"
+
     [[pass]]
     name = "select-layers"
     rate = 0.7
@@ -8,7 +10,7 @@
     name = "prune-blocks"
 
 A pass of your own is named by where Python finds it: `name = "my_module:MyPass"`. Options that are
-left out have their defaults.
+left out have their defaults; so have `target` and `seed`, the settings of the run.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ from onnxdrp import __version__, passes
 from onnxdrp.errors import OptionError
 from onnxdrp.pipeline import Pass
 
-__all__ = ["PASSES", "describe_passes", "dump_recipe", "load_recipe"]
+__all__ = ["PASSES", "Recipe", "describe_passes", "dump_recipe", "load_recipe"]
 
 PASSES: dict[str, type[Pass]] = {
     p.name: p
@@ -52,11 +54,25 @@ PASSES: dict[str, type[Pass]] = {
 }
 """Every pass that comes along by its name, in the order of the pipeline."""
 
+_TOP = {"pass": "the passes", "target": "a profile", "seed": "a number"}
+
+
+class Recipe(list[Pass]):
+    """The passes of a recipe, in order, with the settings it names.
+
+    Attributes:
+        target: a profile's name or path, or None if the recipe leaves it open.
+        seed: of everything random, or None.
+    """
+
+    target: str | None = None
+    seed: int | None = None
+
 
 # ------------------------------------------------------------------------------------------ reading
 
 
-def load_recipe(recipe: str | Path) -> list[Pass]:
+def load_recipe(recipe: str | Path) -> Recipe:
     """The passes of a recipe: of a file, or of TOML text (anything of more than one line).
 
     Raises:
@@ -69,14 +85,18 @@ def load_recipe(recipe: str | Path) -> list[Pass]:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         raise OptionError(f"{where}: not TOML ({e})") from e
-    for key in table.keys() - {"pass"}:
-        raise OptionError(f"{where}: no key {key!r} at the top{_near(key, ['pass'])}")
+    for key in table.keys() - _TOP.keys():
+        raise OptionError(f"{where}: no key {key!r} at the top{_near(key, _TOP)}")
     entries = table.get("pass", [])
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise OptionError(f"{where}: passes are tables; head each with [[pass]]")
     if not entries:
         raise OptionError(f"{where}: names no pass; head each with [[pass]]")
-    return [_build(entry, f"{where}: pass {i}") for i, entry in enumerate(entries, 1)]
+    steps = Recipe(_build(entry, f"{where}: pass {i}") for i, entry in enumerate(entries, 1))
+    for key, kind in (("target", str), ("seed", int)):
+        if key in table:
+            setattr(steps, key, _converted(table[key], kind, f"{where}: {key}"))
+    return steps
 
 
 def _read(recipe: str | Path) -> tuple[str, str]:
@@ -164,14 +184,18 @@ def _first_that_fits(value: Any, hints: Sequence[Any], where: str) -> Any:
 # ------------------------------------------------------------------------------------------ writing
 
 
-def dump_recipe(steps: Sequence[Pass]) -> str:
-    """The recipe of these passes: options that differ from their defaults.
+def dump_recipe(
+    steps: Sequence[Pass], *, target: str | None = None, seed: int | None = None
+) -> str:
+    """The recipe of these passes: options that differ from their defaults, and these settings.
 
     Raises:
         OptionError: a pass of your own cannot be imported by name, since it was defined inside a
             function.
     """
     parts = [f"# onnxdrp {__version__}; options that are not named have their defaults\n"]
+    settings = {"target": target, "seed": seed}
+    parts += [f"{key} = {_toml(value)}\n" for key, value in settings.items() if value is not None]
     for step in steps:
         lines = [f"{_key(key)} = {_toml(value)}\n" for key, value in _entry(step).items()]
         parts.append("".join(["[[pass]]\n", *lines]))

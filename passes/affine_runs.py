@@ -52,7 +52,8 @@ class _Sized:
 
     def undo(self) -> None:
         """Give the node its old weights back."""
-        self.node.inputs[:] = self.inputs
+        self.node.inputs.clear()  # assigning a slice would not tell the tensors
+        self.node.inputs.extend(self.inputs)
         self.node.attrs = self.attrs
 
 
@@ -159,7 +160,7 @@ class Sweep:
     def _walk_on(
         self, found: _Run, affine: Affine
     ) -> tuple[gs.Node, int, Affine, list[gs.Variable]]:
-        """The node whose weights are next, where it reads, the map as it sees it, what lies between."""
+        """The node whose weights are next, its input, the map as it sees it, what lies between."""
         tensor, passed = found.result, []
         while True:
             node = self._only_reader(tensor)

@@ -89,10 +89,12 @@ def cases(shared: Path | None, rapidocr: Path | None) -> dict[str, Case]:
         for name, size in (("det", (320, 320)), ("rec", (48, 320)), ("cls", (48, 192))):
             path = next(rapidocr.glob(f"*_{name}_*.onnx"))
             options = {"mean": 0.5, "std": 0.5, "size": size}
+            static = {"input_shape": {"x": (1, 3, *size)}}
             found[path.stem] = Case(
                 path,
                 reader(photos / "train2017" / "images", limit=64, **options),
                 reader(photos / "val2017" / "images", limit=32, **options),
+                static,
             )
     return found
 

@@ -129,7 +129,10 @@ def compare_models(
     if scores is not None:
         taps["top1", ""] = Tap((("a", scores.name), ("b", scores.name)), TopAgreement())
     inner = _common_tensors(a, b) if layers else []
-    taps |= {("layer", t): Tap((("a", t), ("b", t)), Error()) for _, _, t in inner}
+    rounded = _rounded(b) if layers else {}
+    taps |= {
+        ("layer", t): Tap((("a", t), ("b", rounded.get(t, t))), Error()) for _, _, t in inner
+    }
     results = observe({"a": a, "b": b}, reader, taps, memory_limit, progress)
     return Comparison(
         {o.name: results["error", o.name] for o in common},
@@ -158,6 +161,19 @@ def _common_tensors(a: "Model", b: "Model") -> list[tuple[str, str, str]]:
         for t in node.outputs
         if t.name in in_b and t.name not in outputs and t.name in floats
     ]
+
+
+def _rounded(model: "Model") -> dict[str, str]:
+    """{tensor: what its readers see}: the DequantizeLinear behind it, where it is quantized.
+
+    A Relu that was folded into the quantization is in the second and not in the first.
+    """
+    return {
+        quantize.inputs[0].name: reader.outputs[0].name
+        for quantize in model.nodes("QuantizeLinear")
+        for reader in quantize.outputs[0].outputs
+        if reader.op == "DequantizeLinear"
+    }
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Optimize(Pass):
             result = rewrite(skeleton, model)
             _check(skeleton, result)
         except Exception as e:  # whatever a package of rewrite rules raises on an unforeseen model
-            why = f"onnxscript: {type(e).__name__}: {' '.join(str(e).split()[:40])}"
+            why = _root_cause(e)
             log.warning("optimize: the model is left as it is (%s)", why)
             return PassResult(modified=False, stats={"failed": why, "warnings": [why]})
         if _essence(result) == _essence(skeleton):
@@ -63,6 +63,12 @@ class Optimize(Pass):
         model.rebuild(result)
         removed = before - len(result.graph.node)
         return PassResult(modified=True, stats={"removed_nodes": removed})
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"onnxscript: {type(error).__name__}: {' '.join(str(error).split()[:40])}"
 
 
 def _essence(proto: onnx.ModelProto) -> tuple[list[bytes], set[str]]:

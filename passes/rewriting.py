@@ -61,7 +61,11 @@ def rewrite(skeleton: onnx.ModelProto, model: Model) -> onnx.ModelProto:
     kept = _open_weights(graph, model)
     for _ in range(2):  # as onnxscript's own pipeline
         optimizer.fold_constants(
-            graph, input_size_limit=LIMIT, output_size_limit=LIMIT, should_fold=_is_small_filling
+            graph,
+            onnx_shape_inference=True,  # some rules fail where a type is not known
+            input_size_limit=LIMIT,
+            output_size_limit=LIMIT,
+            should_fold=_is_small_filling,
         )
         rewriter.rewrite(graph, rules)
     CommonSubexpressionEliminationPass()(graph)

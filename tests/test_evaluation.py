@@ -44,6 +44,19 @@ def test_the_first_layer_that_differs_is_seen():
     assert "top-1 agreement" in str(found)
 
 
+def test_a_quantized_tensor_is_compared_as_its_readers_see_it():
+    import onnxdrp
+
+    a = Model.from_proto(conv_net())
+    x = data(40)
+    b = onnxdrp.quantize(a.clone(), {"x": x}).model
+    assert not b.nodes("Relu")  # folded: the tensor before it holds negative values
+    reader = ArrayReader({"x": x}, a, batch=8)
+    by_tensor = {t: e for _, _, t, e in compare_models(a, b, reader, layers=True).layers}
+    assert 25 < by_tensor["r1"].sqnr_db < 70
+    assert 25 < by_tensor["r2"].sqnr_db < 70
+
+
 def test_models_without_a_common_output_are_refused():
     a = Model.from_proto(conv_net())
     node = helper.make_node("Relu", ["x"], ["other"], "relu")

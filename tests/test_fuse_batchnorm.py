@@ -572,3 +572,64 @@ def test_any_conv_with_any_neighbours(group, ins, outs, before, after, seed):
     nodes.append(node("Tanh", ["n" if after else "h"], ["y"], "out"))
     model, _ = fuse(nodes, weights, x=(2, ins, 5, 4))
     assert ops(model) == ["Relu", "Conv", "Tanh"]
+
+
+# ---------------------------------------------------------------- scales back through the Relu
+
+
+def conv_relu_bn_conv(gamma, *, relu="Relu", pads=0, beta=True, seed=0):
+    """Conv, Relu, BatchNormalization, Conv: the order of Keras models that normalize last."""
+    bn = bn_weights(8, seed + 10) | {"s": gamma.astype(np.float32)}
+    if not beta:
+        bn |= {"b": np.zeros(8, np.float32), "m": np.zeros(8, np.float32)}
+    weights = {"w": normal([8, 4, 3, 3], seed + 1), "c": normal([8], seed + 2), **bn}
+    nodes = [
+        node("Conv", ["x", "w", "c"], "h", name="first"),
+        node(relu, ["h"], "r"),
+        node("BatchNormalization", ["r", *BN], "n"),
+        node("Conv", ["n", "u"], "y", name="second", pads=[pads] * 4),
+    ]
+    weights["u"] = normal([6, 8, 3, 3], seed + 3)
+    return nodes, weights
+
+
+@pytest.mark.parametrize("relu", ["Relu", "LeakyRelu"])
+def test_sizes_go_back_through_the_relu_and_signs_on(relu):
+    gamma = np.array([100, 10, 1, 0.1, -100, -10, -1, 0.01])
+    nodes, weights = conv_relu_bn_conv(gamma, relu=relu)
+    model, result = fuse(nodes, weights, tolerance=1e-5)
+    assert ops(model) == ["Conv", relu, "Conv"]
+    assert result.stats["fused"] == 1
+    scale = gamma / np.sqrt(weights["v"] + 1e-5)
+    wide = (-1, 1, 1, 1)
+    np.testing.assert_allclose(
+        model.weight("w"), weights["w"] * np.abs(scale).reshape(wide), rtol=1e-5
+    )
+    signs = np.sign(gamma).reshape(1, -1, 1, 1)
+    np.testing.assert_array_equal(model.weight("u"), weights["u"] * signs.astype(np.float32))
+
+
+def test_a_channel_of_scale_0_stays_what_it_is():
+    gamma = np.array([0.0, 1, 2, 3, 4, 5, 6, -7])
+    nodes, weights = conv_relu_bn_conv(gamma)
+    model, _ = fuse(nodes, weights, tolerance=1e-5)
+    np.testing.assert_array_equal(model.weight("w")[0], weights["w"][0])
+    assert not model.weight("u")[:, 0].any()
+
+
+def test_nothing_is_scaled_where_the_pair_has_to_stay():
+    nodes, weights = conv_relu_bn_conv(np.arange(1.0, 9), pads=1)
+    model, result = fuse(nodes, weights)
+    assert "pads with zeros" in reason(result)
+    assert not result.modified
+    for name in ("w", "c", "u"):
+        np.testing.assert_array_equal(model.weight(name), weights[name])
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**16), st.sampled_from([0, 1]), st.booleans())
+def test_any_scales_keep_the_results(seed, pads, beta):
+    rng = np.random.default_rng(seed)
+    gamma = rng.choice([-1, 1], 8) * 10.0 ** rng.uniform(-2, 2, 8)
+    nodes, weights = conv_relu_bn_conv(gamma, pads=pads, beta=beta, seed=seed % 100)
+    fuse(nodes, weights, tolerance=1e-5)

@@ -80,7 +80,7 @@ def _job(
 
     model = load(model)
     profile = load_target(target) if isinstance(target, str | Path) else target
-    warnings = [f"target {profile.name}: {wish}" for wish in profile.unmet(model)]
+    warnings = [f"target {profile.name}: {wish}" for wish in profile.unmet(model, raised=True)]
     for warning in warnings:
         log.warning(warning)
     calibration = None if calib is None else _reader(calib, model)

@@ -130,9 +130,7 @@ def compare_models(
         taps["top1", ""] = Tap((("a", scores.name), ("b", scores.name)), TopAgreement())
     inner = _common_tensors(a, b) if layers else []
     rounded = _rounded(b) if layers else {}
-    taps |= {
-        ("layer", t): Tap((("a", t), ("b", rounded.get(t, t))), Error()) for _, _, t in inner
-    }
+    taps |= {("layer", t): Tap((("a", t), ("b", rounded.get(t, t))), Error()) for _, _, t in inner}
     results = observe({"a": a, "b": b}, reader, taps, memory_limit, progress)
     return Comparison(
         {o.name: results["error", o.name] for o in common},

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.errors import OptionError
-from onnxdrp.weights import atomic_write
+from onnxdrp.files import atomic_write
 
 __all__ = ["Mask", "dead_outputs", "load_masks", "save_masks"]
 

@@ -24,16 +24,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnxdrp.carried import Carried
 from onnxdrp.errors import CheckError, ModelError
-from onnxdrp.weights import (
-    Weight,
-    Weights,
-    filled,
-    read_skeleton,
-    refer,
-    take_in,
-    tensors,
-    write_model,
-)
+from onnxdrp.modelfile import filled, read_skeleton, write_model
+from onnxdrp.weights import Weight, Weights, refer, take_in, tensors
 
 if TYPE_CHECKING:
     import onnxruntime

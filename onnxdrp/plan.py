@@ -218,7 +218,7 @@ class _Planner:
         plan = self.result
         for name, kind in self.kinds.items():
             if name not in plan.nodes:
-                what = "its input is" if kind == "same" else "none of its inputs is"
+                what = "its input is not" if kind == "same" else "none of its inputs is"
                 plan.kept[name] = f"{what} quantized"
             elif name in self.units:
                 if self.units[name]:
@@ -246,7 +246,7 @@ class _Planner:
     def _share(self) -> None:
         """Group what must have equal parameters; what is made of others need not be measured."""
         groups: Groups[str | Operand] = Groups()
-        plan, ops, measured = self.result, self.target.operators, dict.fromkeys(self.quantized)
+        plan, ops, measured = self.result, self.target.operators, self._in_order()
         for name, kind in plan.nodes.items():
             if name in self.owner:
                 continue
@@ -266,9 +266,15 @@ class _Planner:
                     measured.pop(output, None)
             if node.op in ops.fixed_range:
                 plan.fixed[outputs[0]] = ops.fixed_range[node.op]
-        for tensor in self.quantized:
+        for tensor in self._in_order():
             groups.join([tensor])
         plan.groups, plan.observed = groups.roots(), measured
+
+    def _in_order(self) -> dict[str, None]:
+        """The quantized tensors, in the order in which they are computed."""
+        made = [t for node in self.order for t in node.outputs]
+        names = [t.name for t in (*self.model.graph.inputs, *made)]
+        return {name: None for name in names if name in self.quantized}
 
     def _key(self, node: gs.Node, place: int) -> str | Operand:
         tensor = node.inputs[place]

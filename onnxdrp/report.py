@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxdrp import __version__
-from onnxdrp.weights import atomic_write
+from onnxdrp.files import atomic_write
 
 if TYPE_CHECKING:
     from onnxdrp.model import Model

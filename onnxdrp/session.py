@@ -6,7 +6,8 @@ import onnx
 import onnxruntime as ort
 
 from onnxdrp.errors import ModelError
-from onnxdrp.weights import Weights, filled
+from onnxdrp.modelfile import filled
+from onnxdrp.weights import Weights
 
 __all__ = ["open_session"]
 

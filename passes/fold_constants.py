@@ -1,6 +1,7 @@
 """Replace what depends on stored values alone by its value.
 
-1. Shape and Size of a tensor whose asked-for dimensions are known become constants.
+1. Shape and Size of a tensor whose asked-for dimensions are known become constants, and so does
+   what Gather and Slice pick of a Shape if the picked dimensions are known.
 2. Nodes whose inputs are all stored, or computed by such nodes, are run in onnxruntime, together
    and with its optimizations off; their results are stored under the same names.
 
@@ -14,7 +15,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
@@ -23,6 +23,7 @@ from onnxdrp.model import Model
 from onnxdrp.passes.compute import evaluate, store
 from onnxdrp.passes.edit import bypass, is_standard, remove_dead
 from onnxdrp.passes.inference import dims_of, onnx_inference, values_of
+from onnxdrp.passes.shape_values import fold_shapes
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 
 __all__ = ["FoldConstants"]
@@ -57,7 +58,7 @@ class FoldConstants(Pass):
         """Fold shapes, then find, compute and store."""
         before = len(model.graph.nodes)
         outputs = {t.name for t in model.graph.outputs}
-        if _fold_shapes(model, outputs) + _fold_identities(model):
+        if fold_shapes(model, outputs) + _fold_identities(model):
             remove_dead(model)
         skipped: dict[str, str] = {}
         nodes = _foldable(model, outputs, skipped)
@@ -69,22 +70,6 @@ class FoldConstants(Pass):
             remove_dead(model)
         folded = before - len(model.graph.nodes)
         return PassResult(modified=folded > 0, stats={"folded": folded, "skipped": skipped})
-
-
-def _fold_shapes(model: Model, outputs: set[str]) -> int:
-    folded = 0
-    for node in model.nodes("Shape", "Size"):
-        shape = node.inputs[0].shape
-        if not is_standard(node) or shape is None or node.outputs[0].name in outputs:
-            continue
-        if node.op == "Shape":  # which dimensions count: since opset 15
-            shape = list(shape)[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
-        if not all(isinstance(d, int | np.integer) and d >= 0 for d in shape):
-            continue
-        value = np.array(shape if node.op == "Shape" else math.prod(shape), np.int64)
-        store(node, {node.outputs[0].name: value})
-        folded += 1
-    return folded
 
 
 def _fold_identities(model: Model) -> int:

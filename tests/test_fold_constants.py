@@ -60,6 +60,32 @@ def test_shape_and_size_of_known_dimensions_fold_even_where_others_are_free():
     assert model.weight("nf") == 15
 
 
+def test_known_dimensions_are_picked_from_the_shape_of_a_tensor_with_free_ones():
+    model, _ = fold(
+        [
+            node("Shape", ["x"], ["s"], "shape"),
+            node("Gather", ["s", "last"], ["c"], "channels"),
+            node("Unsqueeze", ["c", "zero"], ["c1"], "wrap"),
+            node("Slice", ["s", "one", "two"], ["h"], "middle"),
+            node("Gather", ["s", "first"], ["n"], "batch"),
+            node("Unsqueeze", ["n", "zero"], ["n1"], "wrap2"),
+            node("Concat", ["n1", "c1", "h"], ["to"], "concat", axis=0),
+            node("Reshape", ["x", "to"], ["y"], "reshape"),
+        ],
+        {
+            "last": np.array(-1),
+            "zero": ints(0),
+            "one": ints(1),
+            "two": ints(2),
+            "first": np.array(0),
+        },
+        x=("N", 4, 6),
+        out=("N", 6, 4),
+    )
+    assert ops(model) == ["Shape", "Gather", "Unsqueeze", "Concat", "Reshape"]
+    assert (model.weight("c1").tolist(), model.weight("h").tolist()) == ([6], [4])
+
+
 def test_several_outputs_of_one_node():
     model, _ = fold(
         [

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxdrp.errors import ModelError
+from onnxdrp.files import atomic_write
 from onnxdrp.model import Model
-from onnxdrp.weights import THRESHOLD, Weights, _encode_varint, atomic_write, read_skeleton
+from onnxdrp.modelfile import read_skeleton
+from onnxdrp.weights import THRESHOLD, Weights
+from onnxdrp.wire import encode_varint
 
 SAME_FOLDER = [HealthCheck.function_scoped_fixture]  # every example may write the same file
 
@@ -226,8 +229,8 @@ def nested(depth: int) -> bytes:
             b"\x2a",
             b"\x0a",
         ):  # AttributeProto.g, NodeProto.attribute, GraphProto.node
-            message = tag + _encode_varint(len(message)) + message
-    return b"\x3a" + _encode_varint(len(message)) + message
+            message = tag + encode_varint(len(message)) + message
+    return b"\x3a" + encode_varint(len(message)) + message
 
 
 @pytest.mark.parametrize(
@@ -349,7 +352,7 @@ def test_a_folder_without_permission_is_refused(
     def refuse(**_: Any) -> Any:  # root may write anywhere, so the system call is replaced
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("onnxdrp.weights.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("onnxdrp.files.tempfile.mkstemp", refuse)
     with pytest.raises(ModelError, match=r"m\.onnx: cannot be written \(Permission denied\)"):
         Model.from_proto(conv_net()).save(tmp_path / "m.onnx")
 

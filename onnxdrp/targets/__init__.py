@@ -117,9 +117,15 @@ class Target:
         if not 0 <= self.minimum_sparsity < 1:
             raise OptionError(f"minimum_sparsity {self.minimum_sparsity} is outside [0, 1)")
 
-    def unmet(self, model: "Model") -> list[str]:
-        """What this target wants of a model and `model` lacks, in words; empty if nothing."""
-        return [*self._opset(model), *self._shapes(model)]
+    def unmet(self, model: "Model", *, raised: bool = False) -> list[str]:
+        """What this target wants of a model and `model` lacks, in words; empty if nothing.
+
+        Args:
+            model: the model.
+            raised: leave out an opset that is too old, since it will be raised.
+        """
+        opset = [] if raised and model.opset < self.opset_min else self._opset(model)
+        return [*opset, *self._shapes(model)]
 
     def advice(self, sparsity: float) -> str:
         """What to tell the user about this sparsity; "" if nothing."""

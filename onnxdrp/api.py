@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.model import Model, load
@@ -36,6 +36,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Path_: TypeAlias = str | Path
+Method: TypeAlias = Literal["minmax", "percentile"]
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
 
 
@@ -226,7 +227,7 @@ def quantize(
     calib: Any,
     *,
     target: "str | Path | Target" = "generic",
-    method: str = "minmax",
+    method: Method = "minmax",
     percentile: float = 99.99,
     per_channel: bool | None = None,
     exclude: Iterable[str] = (),
@@ -273,7 +274,7 @@ def _need(calib: Any) -> None:
 
 
 def _quantization(
-    method: str,
+    method: Method,
     percentile: float,
     per_channel: bool | None,
     exclude: Iterable[str],
@@ -300,7 +301,7 @@ def optimize(
     sparsity: float | None = None,
     pattern: str | None = None,
     target: "str | Path | Target | None" = None,
-    method: str = "minmax",
+    method: Method = "minmax",
     percentile: float = 99.99,
     per_channel: bool | None = None,
     rates: Mapping[str, float] | None = None,

@@ -59,8 +59,7 @@ def demonstrate(folder: Path) -> Demonstration:
 
     folder.mkdir(parents=True, exist_ok=True)
     original = Model.load(demo.MODEL)
-    options = {"mean": demo.MEAN, "std": demo.STD}
-    test = open_reader(demo.TEST, original, batch=100, **options)
+    test = open_reader(demo.TEST, original, batch=100, mean=demo.MEAN, std=demo.STD)
     calib = NCHWDataReader(
         demo.CALIBRATE_IMAGES, norm_mean=demo.MEAN, norm_std=demo.STD, model=original, batch=20
     )

@@ -10,9 +10,10 @@ holds things of different scale, such as boxes in pixels beside probabilities. S
 channel axis (1, and the last) are sorted by their maximum, and where that jumps by 10 or more a new
 part begins, judged by its own maximum. Slices of fewer than 8 values are not told apart (one value
 near zero is no scale), and no part is judged more finely than the rounding (one epsilon) of the
-largest value, since exact zeros come out of sums of large terms; where a Sigmoid, Softmax or Tanh
-gives the output, than twice that of 1, since kernels compute these to so many
-places, not digits. Below float32 the tolerance is at least 8 epsilon of the type.
+largest value, since exact zeros come out of sums of large terms. Where a Sigmoid, Softmax or Tanh
+gives the output, what is below 0.01 is judged like 0.01: kernels compute these to so many places,
+not digits, and they make relative errors of the absolute ones of their input. Below float32 the
+tolerance is at least 8 epsilon of the type.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -36,11 +37,11 @@ Array = npt.NDArray[Any]
 TOLERANCE = 1e-4
 JUMP = 10.0  # between the maxima of two parts
 FEWEST = 8  # values in a slice that may be a part
+SMALL = 0.01  # values of bounded functions below this are judged like this
 SIZES = (32, 48, 64, 224, 320, 640)  # tried for free spatial dimensions, in order
 # They move or retype positions, and leave what the positions mean.
 _CARRIERS = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _MOVERS = _CARRIERS | {"Concat", "Gather", "Slice", "Split"}
-_BOUNDED_UNIT = 2.0  # onnxruntime's Sigmoid of one input differs by 1.8e-7 with its neighbours
 _BOUNDED = {"HardSigmoid", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 
 
@@ -124,7 +125,7 @@ def _float_difference(a: Array, b: Array, tolerance: float, bounded: bool) -> st
     if not np.all(np.isfinite(error)):
         return f"{np.count_nonzero(~np.isfinite(error))} of {a.size} values are finite in one only"
     size = np.where(np.isfinite(a), np.abs(a), 0.0)
-    floor = epsilon * float(size.max(initial=_BOUNDED_UNIT if bounded else 0.0))
+    floor = max(epsilon * float(size.max(initial=0.0)), tolerance * SMALL if bounded else 0.0)
     worst = max(_judge(error, size, floor, tolerance), key=lambda j: j[0], default=(0.0, ""))
     return worst[1] if worst[0] > 1 else ""
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.errors import CheckError, OptionError
@@ -111,26 +110,9 @@ class Verify(Instrument):
                 "mend what the pass returns"
             )
         if ctx.masks:
-            _check_masks(model, ctx)
+            from onnxdrp.masked import check_masks
 
-
-def _check_masks(model: "Model", ctx: PassContext) -> None:
-    from onnxdrp.layers import by_weight, layers
-
-    weights = by_weight(layers(model))
-    for name, mask in ctx.masks.items():
-        stored = weights[name][0].stored if name in weights else None
-        if stored is None:
-            raise CheckError(
-                f"pruned weight {name!r} is gone; a pass that renames or removes a weight must "
-                "move or drop its mask in ctx.masks"
-            )
-        mask.check_fits(stored.shape, f"pruned weight {name!r}")
-        if not stored.holds(model, mask):
-            alive = int(np.count_nonzero(stored.nonzero(model) & ~mask.keep))
-            raise CheckError(
-                f"pruned weight {name!r} has {alive:,} values that its mask has zeroed"
-            )
+            check_masks(model, ctx.masks)
 
 
 class Timing(Instrument):

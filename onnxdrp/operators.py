@@ -14,11 +14,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxdrp.model import Model
+from onnxdrp.quantization import Range
 from onnxdrp.targets import Target
 
 __all__ = [
     "Kind",
     "WeightUse",
+    "changes_nothing",
     "clip_bounds",
     "data_inputs",
     "kind_of",
@@ -63,8 +65,8 @@ def why_float(model: Model, node: gs.Node, target: Target) -> str:
     for tensor in (*node.inputs, *node.outputs):
         if tensor.name and tensor.dtype in (np.float16, np.float64):
             return f"{np.dtype(tensor.dtype).name} tensors; export the model in float32"
-    if any(t.name and t.dtype is None for t in node.outputs):
-        return "the type of its output is unknown; run infer-shapes first"
+    if any(t.name and t.dtype is None for t in (*node.inputs, *node.outputs)):
+        return "the type of its input or output is unknown; run infer-shapes first"
     if sum(bool(t.name) for t in node.outputs) > 1 and node.op not in _MANY_OUTPUTS:
         return "it has a second output"
     if kind == "same":
@@ -106,6 +108,12 @@ def clip_bounds(model: Model, node: gs.Node) -> tuple[float, float] | None:
                 return None
             bounds[i] = float(stored.item())
     return bounds[0], bounds[1]
+
+
+def changes_nothing(bounds: tuple[float, float], interval: Range) -> bool:
+    """Whether all values of an interval lie inside bounds, give or take the rounding of a scale."""
+    slack = 1e-6 * (interval.high - interval.low)
+    return bounds[0] - slack <= interval.low and interval.high <= bounds[1] + slack
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,8 @@ class _Planner:
         return output.outputs[0] if alone else None
 
     def _is_activation(self, node: gs.Node, after: gs.Node) -> bool:
-        known = node.name in self.kinds and node.op in ("Relu", "Clip")
-        return known and node.inputs[0] is after.outputs[0]
+        fits = node.op in ("Relu", "Clip") and node.inputs[0] is after.outputs[0]
+        return fits and node.name in self.kinds
 
     def _bias_add(self, node: gs.Node) -> gs.Node | None:
         """The Add of a constant, one value for each output, that only this MatMul feeds."""
@@ -169,10 +169,10 @@ class _Planner:
         """Quantize these nodes and all that this makes read a quantized tensor."""
         waiting = [t for head in heads for t in self._quantize(head)]
         while waiting:
-            for reader in self.model_readers(waiting.pop()):
+            for reader in self._readers(waiting.pop()):
                 waiting += self._quantize(reader)
 
-    def model_readers(self, tensor: gs.Tensor) -> list[str]:
+    def _readers(self, tensor: gs.Tensor) -> list[str]:
         """The candidates that a quantized tensor makes quantized: they read it as data."""
         readers = []
         for node in tensor.outputs:

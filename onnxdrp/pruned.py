@@ -17,7 +17,7 @@ __all__ = ["PrunedWeight", "expected_count", "warnings_of"]
 
 Array = npt.NDArray[Any]
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13  # too short for a BLAS to share out over threads, which would cost far more
 
 _READINGS = {
     "B": "whole vectors of one output and one slab are skipped",

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxdrp.errors import CheckError, OptionError
+from onnxdrp.errors import OptionError
 from onnxdrp.layers import by_weight, layers
+from onnxdrp.masked import check_masks
 from onnxdrp.masks import Mask, load_masks
 from onnxdrp.model import Model
 from onnxdrp.pipeline import Pass, PassContext, PassResult
@@ -46,9 +47,7 @@ class ApplyMasks(Pass):
 
     def ensures(self, model: Model, ctx: PassContext) -> None:
         """What the masks prune is zero."""
-        for name, stored in _fitting(model, ctx.masks).items():
-            if not stored.holds(model, ctx.masks[name]):
-                raise CheckError(f"weight {name!r} is not zero everywhere its mask prunes")
+        check_masks(model, ctx.masks)
 
     def _masks(self, ctx: PassContext) -> dict[str, Mask]:
         masks = ctx.masks if self.path is None else load_masks(self.path)

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 from onnxdrp.conformance import departures
 from onnxdrp.errors import CheckError, DataError, ModelError, OptionError
+from onnxdrp.masked import check_masks
 from onnxdrp.model import Model
 from onnxdrp.observe import Tap, observe
 from onnxdrp.observers import MinMax
-from onnxdrp.passes.apply_masks import ApplyMasks
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 
 __all__ = ["Check"]
@@ -37,8 +37,7 @@ class Check(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises CheckError with what is wrong."""
         model.check()
-        if ctx.masks:
-            ApplyMasks().ensures(model, ctx)
+        check_masks(model, ctx.masks)
         ran_on = _run_once(model, ctx)
         unmet = [*ctx.target.unmet(model), *departures(model, ctx.target)]
         if unmet and self.strict:

@@ -45,9 +45,9 @@ class ConvertOpset(Pass):
         try:
             converted = version_converter.convert_version(model.skeleton(), wanted)
         except RuntimeError as e:  # what its C++ throws
-            first = str(e).strip().splitlines()[0]
+            why = str(e).strip().splitlines()[0].rpartition("failed: ")[2]
             raise ModelError(
-                f"opset {before} cannot be raised to {wanted}: {first}; export the model again"
+                f"opset {before} cannot be raised to {wanted}: {why}; export the model again"
             ) from e
         model.rebuild(converted)
         return PassResult(modified=True, stats={"opset": wanted, "raised_from": before})

@@ -17,13 +17,13 @@ from typing import ClassVar
 
 from onnxdrp.errors import ModelError
 from onnxdrp.model import Model
-from onnxdrp.operators import clip_bounds, data_inputs
+from onnxdrp.operators import changes_nothing, clip_bounds, data_inputs
 from onnxdrp.parameters import activation_parameters, uses_by_weight
 from onnxdrp.passes.edit import producer
 from onnxdrp.passes.qdq import Reader, Writer, readers_of
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Operand, Plan, make_plan
-from onnxdrp.quantization import QuantParams, Range, bias_params
+from onnxdrp.quantization import QuantParams, bias_params
 
 __all__ = ["InsertQdq"]
 
@@ -89,7 +89,7 @@ class _Insert:
             if node.op not in ("Relu", "Clip") or params is None:
                 continue
             bounds = clip_bounds(self.model, node)
-            if bounds is not None and _inside(params.interval, bounds):
+            if bounds is not None and changes_nothing(bounds, params.interval):
                 self.writer.merge(node, producer(node.inputs[0]))
                 folded += 1
         return folded
@@ -146,9 +146,3 @@ class _Insert:
         node, place = reader
         kind = self.plan.nodes.get(node.name)
         return kind is not None and place in ([0] if kind == "same" else data_inputs(node))
-
-
-def _inside(interval: Range, bounds: tuple[float, float]) -> bool:
-    """Whether a range lies inside bounds, give or take the rounding of its scale."""
-    slack = 1e-6 * (interval.high - interval.low)
-    return bounds[0] - slack <= interval.low and interval.high <= bounds[1] + slack

@@ -10,11 +10,11 @@ cores; nodes are those that are left after all of preprocessing:
 
     optimizer           nodes  seconds  layers renamed  what else
     none                2,342
-    onnxscript          2,316      3.0               0  works without the weights
-    onnxslim 0.1.98     2,284     12.0             325  needs the weights; options are global
-    onnxoptimizer 0.4.2 2,335      1.6               0  turns IR 3 into IR 4
-    onnxruntime basic   2,296      1.7               5  8 more operator sets; one graph broken
-    onnxsim 0.8.1       2,306      2.4               2  turns IR 3 into IR 4
+    onnxscript          2,310      2.2               0  works without the weights
+    onnxslim 0.1.98     2,284      5.2             325  needs the weights; options are global
+    onnxoptimizer 0.4.2 2,335      1.5               0  turns IR 3 into IR 4
+    onnxruntime basic   2,296      1.1               5  8 more operator sets; one graph broken
+    onnxsim 0.8.1       2,306      1.6               2  turns IR 3 into IR 4
 
 A renamed layer is one that a user's rate or recipe no longer finds. onnxscript is kept by the
 makers of PyTorch's ONNX exporter, gives standard operators only, and lets its rules be chosen.

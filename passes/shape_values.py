@@ -31,7 +31,7 @@ def fold_shapes(model: Model, outputs: set[str]) -> int:
     return folded
 
 
-def _shape(model: Model, node: gs.Node) -> Array | None:
+def _shape(_model: Model, node: gs.Node) -> Array | None:
     """The dimensions that a Shape gives, -1 for those not known; which count: since opset 15."""
     shape = node.inputs[0].shape
     if shape is None:

@@ -119,4 +119,6 @@ def numbers(model: Model, op: str) -> int:
 
 def sqnr(want: Array, got: Array) -> float:
     want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
-    return float(10 * np.log10((want**2).sum() / ((want - got) ** 2).sum()))
+    assert np.ptp(want) > 0
+    noise = float(((want - got) ** 2).sum())
+    return float(10 * np.log10((want**2).sum() / noise)) if noise else np.inf

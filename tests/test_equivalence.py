@@ -96,12 +96,31 @@ def test_half_precision_is_judged_by_what_it_can_say():
     assert differs(a, a * np.float16(1.02))
 
 
-def test_small_probabilities_are_judged_by_the_places_that_kernels_compute():
+def test_small_probabilities_are_judged_like_those_of_one_percent():
     a = np.full((2, 100), 1e-7, np.float32)
-    b = a + np.float32(3e-8)
+    b = a + np.float32(9e-7)
     assert differs(a, b)
     assert not differs(a, b, bounded={"y"})
-    assert differs(a, a + np.float32(1e-6), bounded={"y"})
+    assert differs(a, a + np.float32(1.1e-6), bounded={"y"})
+    a[...] = 0.5
+    assert differs(a, a + np.float32(6e-5), bounded={"y"})
+
+
+def test_what_a_softmax_gives_is_known_to_be_bounded():
+    def model(bias):
+        nodes = [
+            node("Add", ["x", "b"], ["h"], "add"),
+            node("Softmax", ["h"], ["p"], "softmax"),
+            node("Reshape", ["p", "to"], ["y"], "reshape"),
+        ]
+        weights = {"b": np.array(bias, np.float32), "to": np.array([-1, 1, 3])}
+        ends = [value("x", ["N", 3])], [value("y", [None] * 3)]
+        return Model.from_proto(make_model(nodes, *ends, weights))
+
+    feeds = [{"x": floats(20, 3)}]
+    before = model([0, 0, -13])
+    assert compare_models(before, model([0, 0, -12.9]), feeds) == []
+    assert compare_models(before, model([0, 0, -9]), feeds) != []
 
 
 def test_integers_must_be_equal():

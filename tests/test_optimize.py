@@ -55,7 +55,7 @@ def test_sizes_are_followed_through_shape_arithmetic():
     model, _ = optimized(
         [
             node("Shape", ["x"], ["s"], "shape"),
-            node("Gather", ["s", "one"], ["c1"], "channels"),
+            node("Gather", ["s", "one"], ["c1"], "channels", axis=0),
             node("ConstantOfShape", ["c1"], ["o"], "zeros"),
             node("Reshape", ["x", "to"], ["x1"], "reshape"),
             node("Add", ["x1", "o"], ["y"], "add"),

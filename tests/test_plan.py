@@ -68,7 +68,7 @@ def test_but_not_where_a_float_operator_reads_it_too():
     plan = planned(graph(body, inputs="float[1, 4, 4, 8] x"))
     (transpose,) = [n for n, why in plan.kept.items() if why == "its input is not quantized"]
     assert transpose.startswith("Transpose")
-    assert list(plan.observed) == ["t", "a", "e", "y"]
+    assert list(plan.observed) == ["t", "e", "a", "y"]
 
 
 def test_no_rounding_between_a_layer_and_its_activation():

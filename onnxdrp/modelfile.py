@@ -3,7 +3,9 @@
 Tensors inside the .onnx file and external data are mapped alike, so that no model is read whole.
 """
 
+import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,10 +49,9 @@ def read_skeleton(path: Path) -> tuple[onnx.ModelProto, Weights]:
             too short, or outside the model's folder.
     """
     data, weights = _map(path), Weights()
-    file = _identity(path)
 
     def cut(offset: int, length: int) -> bytes:
-        weight = _mapped(data, offset, length, f"{file}:{offset}")
+        weight = _mapped(data, offset, length, path)
         reference = onnx.TensorProto()
         refer(reference, location=weights.add(weight))
         return bytes(reference.SerializeToString())
@@ -84,8 +85,8 @@ def _is_text(message: Message) -> bool:
     return True
 
 
-def _identity(path: Path) -> str:
-    stat = path.stat()
+def _identity(path: Path, stat: os.stat_result | None = None) -> str:
+    stat = stat or path.stat()
     return f"{path.resolve()}@{stat.st_ino}.{stat.st_size}.{stat.st_mtime_ns}"
 
 
@@ -100,10 +101,10 @@ def _map(path: Path) -> Array:
         raise ModelError(f"{path}: cannot be read ({e.strerror or e})") from e
 
 
-def _mapped(data: Array, offset: int, length: int, origin: str) -> Weight:
+def _mapped(data: Array, offset: int, length: int, path: Path) -> Weight:
     # np.asarray: a plain view of the mapping; memmap's own views cost a Python call each
     view = np.asarray(data)[offset : offset + length]
-    return Weight(0, (), lambda: view, length, origin)
+    return Weight(0, (), lambda: view, length, f"{_identity(path)}:{offset}", (path, offset))
 
 
 def _resolve(tensor: onnx.TensorProto, path: Path, weights: Weights) -> None:
@@ -172,7 +173,7 @@ def _open_external(tensor: onnx.TensorProto, path: Path) -> Weight:
         return Weight(
             tensor.data_type, tuple(tensor.dims), lambda: np.empty(0, np.uint8), 0, "empty"
         )
-    return _mapped(_map_once(file), offset, length, f"{_identity(file)}:{offset}")
+    return _mapped(_map_once(file), offset, length, file)
 
 
 def _number(entries: dict[str, str], key: str, tensor: onnx.TensorProto, path: Path) -> int:
@@ -244,7 +245,7 @@ def _write_external(
             continue
         offset = -(-data.tell() // ALIGNMENT) * ALIGNMENT
         data.seek(offset)
-        data.write(weight.raw().data)
+        _write(data, weight)
         refer(tensor, location=f"{name}.data", offset=offset, length=weight.nbytes)
     return external
 
@@ -258,7 +259,30 @@ def _write_filled(skeleton: onnx.ModelProto, weights: Weights, path: Path) -> No
         )
     with atomic_write(path) as file:
         for part in parts:
-            file.write(part.raw().data if isinstance(part, Weight) else part)
+            if isinstance(part, Weight):
+                _write(file, part)
+            else:
+                file.write(part)
+
+
+def _write(file: BinaryIO, weight: Weight) -> None:
+    """Append the bytes of a weight: from file to file inside the kernel where that can be."""
+    start, copied = file.tell(), 0
+    if weight.source is not None and hasattr(os, "copy_file_range"):
+        path, offset = weight.source
+        # the name may stand for another file by now; only the one that is mapped will do
+        with suppress(OSError), path.open("rb") as source:
+            if _identity(path, os.fstat(source.fileno())) == str(weight.origin).rpartition(":")[0]:
+                file.flush()
+                while copied < weight.nbytes:
+                    done = os.copy_file_range(
+                        source.fileno(), file.fileno(), weight.nbytes - copied, offset + copied
+                    )
+                    if done == 0:
+                        break
+                    copied += done
+    file.seek(start + copied)
+    file.write(weight.raw()[copied:].data)
 
 
 def filled(skeleton: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:

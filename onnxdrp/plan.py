@@ -13,14 +13,13 @@ Rules, in order:
 Each node and each edge is looked at a fixed number of times.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnxdrp.flow import reads
+from onnxdrp.dataflow import data_tensors, ordered
 from onnxdrp.groups import Groups
 from onnxdrp.model import Model
 from onnxdrp.operators import Kind, WeightUse, data_inputs, kind_of, weight_use, why_float
@@ -73,7 +72,7 @@ def make_plan(model: Model, target: Target, kept: Mapping[str, str]) -> Plan:
 class _Planner:
     def __init__(self, model: Model, target: Target, kept: Mapping[str, str]) -> None:
         self.model, self.target = model, target
-        self.order = model.nodes()
+        self.order = ordered(model.nodes())
         self.node = {n.name: n for n in self.order}
         self.protected = model.protected()
         self.quantized: dict[str, None] = {}  # tensor names, in the order found
@@ -93,7 +92,7 @@ class _Planner:
     # ------------------------------------------------------------------------- candidates and units
 
     def _candidates(self, kept: Mapping[str, str]) -> dict[str, Kind]:
-        data = _data_tensors(self.model)
+        data = data_tensors(self.model)
         kinds: dict[str, Kind] = {}
         for node in self.order:
             if not any(t.dtype is None or _is_float(t) for t in node.outputs if t.name):
@@ -283,20 +282,3 @@ class _Planner:
 
 def _is_float(tensor: gs.Tensor) -> bool:
     return tensor.dtype in (np.float16, np.float32, np.float64)
-
-
-def _data_tensors(model: Model) -> set[str]:
-    """The names of tensors made from the inputs by way of values, not of shapes alone."""
-    readers: dict[str, list[gs.Node]] = defaultdict(list)
-    for node in model.nodes():
-        if node.op not in ("Shape", "Size"):
-            for tensor in reads(node):
-                readers[tensor.name].append(node)
-    found: set[str] = set()
-    waiting = [info.name for info in model.inputs]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [t.name for n in readers[name] for t in n.outputs if t.name]
-    return found

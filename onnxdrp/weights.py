@@ -48,6 +48,7 @@ class Weight:
     raw: Callable[[], Array]
     nbytes: int
     origin: str | None = None
+    source: tuple[Path, int] | None = None  # the file that is mapped, and the offset in it
     reference: str = ""  # what stands for it in skeletons; given by Weights.add
     _array: "weakref.ref[Array] | None" = None
     _digest: str = ""

@@ -172,7 +172,7 @@ def test_a_constant_activation_is_no_error_and_is_told():
 def test_nothing_to_quantize_says_why():
     x, y = value("x", [1, 4]), value("y", [1, 4])
     exp = make_model([helper.make_node("Exp", ["x"], ["y"], "e")], [x], [y])
-    with pytest.raises(ModelError, match="no node .* target generic computes Exp in float"):
+    with pytest.raises(ModelError, match=r"no node .* target generic computes Exp in float"):
         calibrate(exp)
     half = [value("x", [2, 4], np.float16)], [value("y", [2, 4], np.float16)]
     matmul = make_model(

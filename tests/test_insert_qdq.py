@@ -207,7 +207,7 @@ def test_opset_9_has_no_quantizelinear():
     InferShapes().run(model, ctx)
     Calibrate().run(model, ctx)
     QuantizeWeights(per_channel=False).run(model, ctx)
-    with pytest.raises(ModelError, match="opset 9 has no QuantizeLinear; run .* convert-opset"):
+    with pytest.raises(ModelError, match=r"opset 9 has no QuantizeLinear; run .* convert-opset"):
         InsertQdq().requires(model, ctx)
 
 

@@ -64,6 +64,9 @@ class _Job:
         report = PassManager(passes, self.instruments).run(self.model, ctx)
         report.recipe = dump_recipe(passes, target=self.profile, seed=self.seed)
         report.warnings += self.warnings
+        for record in report.records:
+            found = record.stats.get("warnings", ())
+            report.warnings += [f"{record.name}: {text}" for text in dict.fromkeys(found)]
         summarize(report, original, ctx, self.held_out, self.labelled)
         return report
 
@@ -116,7 +119,8 @@ def _preprocessing(
         steps.append(p.FreezeShapes({name: tuple(shape) for name, shape in input_shape.items()}))
     if outputs:
         steps.append(p.Cut(tuple(outputs)))
-    return [*steps, p.InferShapes(), p.Optimize(), p.FoldConstants(), p.FuseBatchNorm(), p.Clean()]
+    steps += [p.InferShapes(), p.Optimize(), p.FoldConstants(), p.FuseBatchNorm(), p.Clean()]
+    return [*steps, p.InferShapes()]  # once more: folding makes shapes known
 
 
 def preprocess(

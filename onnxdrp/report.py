@@ -112,6 +112,8 @@ def _is_number(text: str) -> bool:
 def _figure(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_figure(v)}" for k, v in value.items())
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_figure, value))}]"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

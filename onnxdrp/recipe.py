@@ -14,20 +14,19 @@ left out have their defaults; so have `target` and `seed`, the settings of the r
 """
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import json
 import re
 import tomllib
-import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from onnxdrp import __version__, passes
 from onnxdrp.errors import OptionError
+from onnxdrp.options import convert, in_words, near
 from onnxdrp.pipeline import Pass
 
 __all__ = ["PASSES", "Recipe", "describe_passes", "dump_recipe", "load_recipe"]
@@ -86,7 +85,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
     except tomllib.TOMLDecodeError as e:
         raise OptionError(f"{where}: not TOML ({e})") from e
     for key in table.keys() - _TOP.keys():
-        raise OptionError(f"{where}: no key {key!r} at the top{_near(key, _TOP)}")
+        raise OptionError(f"{where}: no key {key!r} at the top{near(key, _TOP)}")
     entries = table.get("pass", [])
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise OptionError(f"{where}: passes are tables; head each with [[pass]]")
@@ -95,7 +94,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
     steps = Recipe(_build(entry, f"{where}: pass {i}") for i, entry in enumerate(entries, 1))
     for key, kind in (("target", str), ("seed", int)):
         if key in table:
-            setattr(steps, key, _converted(table[key], kind, f"{where}: {key}"))
+            setattr(steps, key, convert(table[key], kind, f"{where}: {key}"))
     return steps
 
 
@@ -118,11 +117,11 @@ def _build(entry: Mapping[str, Any], where: str) -> Pass:
     where = f"{where} ({name})"
     hints = _options(kind)
     for key in options.keys() - hints.keys():
-        raise OptionError(f"{where}: no option {key!r}{_near(key, hints)}")
+        raise OptionError(f"{where}: no option {key!r}{near(key, hints)}")
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.name not in options and _required(field):
             raise OptionError(f"{where}: lacks the option {field.name!r}, which has no default")
-    values = {key: _converted(v, hints[key], f"{where}: {key}") for key, v in options.items()}
+    values = {key: convert(v, hints[key], f"{where}: {key}") for key, v in options.items()}
     try:
         return kind(**values)
     except OptionError as e:
@@ -133,7 +132,7 @@ def _imported(name: str, where: str) -> type[Pass]:
     """The class behind "module:Class"."""
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise OptionError(f"{where}: no pass is called {name!r}{_near(name, PASSES)}")
+        raise OptionError(f"{where}: no pass is called {name!r}{near(name, PASSES)}")
     try:
         kind: Any = attrgetter(attribute)(importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as e:
@@ -141,44 +140,6 @@ def _imported(name: str, where: str) -> type[Pass]:
     if isinstance(kind, type) and issubclass(kind, Pass) and hasattr(kind, "__dataclass_fields__"):
         return kind
     raise OptionError(f"{where}: {name!r} is no pass; give a dataclass derived from Pass")
-
-
-def _converted(value: Any, hint: Any, where: str) -> Any:
-    """A TOML value (str, int, float, bool, list, dict) as the type of a field."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return _first_that_fits(value, [a for a in args if a is not types.NoneType], where)
-    if origin is Literal:
-        if value in args and type(value) in map(type, args):
-            return value
-        raise OptionError(f"{where} is {value!r}; give one of {', '.join(map(repr, args))}")
-    if origin in (tuple, Sequence) and isinstance(value, list):
-        kinds = args[:1] * len(value) if _any_length(origin, args) else args
-        if len(kinds) != len(value):
-            raise OptionError(f"{where} has {len(value)} values; give {len(kinds)}")
-        return tuple(
-            _converted(v, k, f"{where}[{i}]")
-            for i, (v, k) in enumerate(zip(value, kinds, strict=True))
-        )
-    if origin in (dict, Mapping) and isinstance(value, dict):
-        return {k: _converted(v, args[1], f"{where}.{k}") for k, v in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if origin is None and type(value) is hint:
-        return value
-    raise OptionError(f"{where} is {value!r}; give {_in_words(hint)}")
-
-
-def _first_that_fits(value: Any, hints: Sequence[Any], where: str) -> Any:
-    for hint in hints:
-        try:
-            return _converted(value, hint, where)
-        except OptionError:
-            if len(hints) == 1:
-                raise
-    raise OptionError(f"{where} is {value!r}; give {' or '.join(map(_in_words, hints))}")
 
 
 # ------------------------------------------------------------------------------------------ writing
@@ -271,35 +232,12 @@ def _described(kind: type[Pass]) -> list[dict[str, Any]]:
     return [
         {
             "name": field.name,
-            "type": _in_words(hints[field.name]),
+            "type": in_words(hints[field.name]),
             "default": None if _required(field) else _plain(_default(field)),
             "required": _required(field),
         }
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
     ]
-
-
-def _in_words(hint: Any) -> str:
-    """A type as a reader of TOML would call it."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return " or ".join(map(repr, args))
-    if origin in (Union, types.UnionType):
-        return " or ".join(_in_words(a) for a in args if a is not types.NoneType)
-    if origin in (tuple, Sequence):
-        inner = args[:1] if _any_length(origin, args) else args
-        return f"list of {', '.join(map(_in_words, inner))}"
-    if origin in (dict, Mapping):
-        return f"table of {_in_words(args[1])}"
-    words = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
-    return words.get(hint, str(hint))
-
-
-# ------------------------------------------------------------------------------------------ options
-
-
-def _any_length(origin: Any, args: tuple[Any, ...]) -> bool:
-    return origin is Sequence or args[-1] is Ellipsis
 
 
 def _options(kind: type[Pass]) -> dict[str, Any]:
@@ -317,11 +255,3 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, 1)
-    if near:
-        return f"; is {near[0]!r} meant?"
-    return f"; there are {', '.join(known)}" if known else "; it has none"

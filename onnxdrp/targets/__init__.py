@@ -5,18 +5,17 @@ of `Operators`. `load_target` takes the name of a profile that comes along (`lis
 path of a user's own file.
 """
 
-import difflib
 import tomllib
-import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import onnx
 
 from onnxdrp.errors import OnnxDrpError, OptionError
+from onnxdrp.options import convert, near
 
 if TYPE_CHECKING:
     from onnxdrp.model import Model
@@ -58,7 +57,7 @@ class Operators:
         self._within(self.fixed_range, self.own_range, "fixed_range", "own_range")
         for op in (*self.weighted, *self.own_range, *self.same_range):
             if op not in _operators():
-                raise OptionError(f"{op!r} is no ONNX operator{_near(op, _operators())}")
+                raise OptionError(f"{op!r} is no ONNX operator{near(op, _operators())}")
         for op, (low, high) in self.fixed_range.items():
             if not low < high:
                 raise OptionError(f"fixed_range.{op}: [{low}, {high}] is empty; give [low, high]")
@@ -193,7 +192,7 @@ def _read(name: str | Path) -> tuple[str, str, str]:
     known = list_targets()
     if name not in known:
         raise OptionError(
-            f"no target is called {name!r}{_near(name, known)}; there are {', '.join(known)}, "
+            f"no target is called {name!r}{near(name, known)}; there are {', '.join(known)}, "
             "and any .toml file of your own"
         )
     return (resources.files(__name__) / f"{name}.toml").read_text(encoding="utf-8"), name, name
@@ -210,36 +209,11 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str) -> Any:
     """A dataclass from a TOML table, with every key and type checked."""
     hints = get_type_hints(cls)
     for key in table.keys() - hints.keys():
-        raise OptionError(f"{where}has no key {key!r}{_near(key, hints)}")
+        raise OptionError(f"{where}has no key {key!r}{near(key, hints)}")
     for f in fields(cls):
         if f.name not in table and f.default is MISSING and f.default_factory is MISSING:
             raise OptionError(f"{where}lacks the key {f.name!r}")
-    return cls(
-        **{key: _converted(value, hints[key], f"{where}{key}") for key, value in table.items()}
-    )
-
-
-def _converted(value: Any, hint: Any, where: str) -> Any:
-    """The value as the field's type; TOML gives str, int, float, bool, list and dict."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in args:
-            raise OptionError(f"{where} is {value!r}; give one of {', '.join(map(repr, args))}")
-        return value
-    if origin is types.UnionType:
-        return _converted(value, next(a for a in args if a is not type(None)), where)
-    if origin is tuple and isinstance(value, list):
-        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
-        if len(kinds) != len(value):
-            raise OptionError(f"{where} has {len(value)} values; give {len(kinds)}")
-        return tuple(_converted(v, k, where) for v, k in zip(value, kinds, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {k: _converted(v, args[1], f"{where}.{k}") for k, v in value.items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    if origin is not None or type(value) is not hint:
-        raise OptionError(f"{where} is {value!r}; give {getattr(hint, '__name__', hint)}")
-    return value
+    return cls(**{key: convert(value, hints[key], f"{where}{key}") for key, value in table.items()})
 
 
 def _frozen(shape: tuple[int | str | None, ...] | None, batch: int) -> str:
@@ -251,8 +225,3 @@ def _frozen(shape: tuple[int | str | None, ...] | None, batch: int) -> str:
 
 def _operators() -> set[str]:
     return {s.name for s in onnx.defs.get_all_schemas() if s.domain == ""}
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; is {near[0]!r} meant?" if near else ""

@@ -1,6 +1,7 @@
 """The main job on real models: seconds, memory, sparsity, MACs, SQNR and accuracy of each stage.
 
-Each model runs in a process of its own: float, pruned, quantized only, pruned and quantized.
+Each model runs in a process of its own: float, pruned, quantized only (as the target has it, and
+with one weight scale a tensor), pruned and quantized.
 Accuracies are top-1 in percent (map_5095 for the detector), changes carry their paired 95 %
 interval. Run: python benchmarks/main_job.py --shared FOLDER --rapidocr FOLDER [--only NAME]
 `--shared` holds models/ and data/, `--rapidocr` the .onnx files of the PyPI package
@@ -29,6 +30,7 @@ from onnxdrp.model import Model
 from onnxdrp.report import text_table
 
 SPARSITY = 0.7
+STAGES = ("pruned", "quantized", "per tensor", "both")
 ROOT = Path(__file__).parents[1]
 
 
@@ -110,8 +112,13 @@ def measure(case: Case) -> dict[str, Any]:
     seconds, peak = time.perf_counter() - started, peak_rss_mb()
     both = report.model
     pruned = onnxdrp.prune(original.clone(), sparsity=SPARSITY, **case.options).model
-    quantized = onnxdrp.quantize(original.clone(), calib, data=calib, **case.options).model
-    stages = {"pruned": pruned, "quantized": quantized, "both": both}
+    quantized, per_tensor = (
+        onnxdrp.quantize(
+            original.clone(), calib, data=calib, per_channel=by_channel, **case.options
+        ).model
+        for by_channel in (None, False)
+    )
+    stages = {"pruned": pruned, "quantized": quantized, "per tensor": per_tensor, "both": both}
     row: dict[str, Any] = {"seconds": seconds, "peak_rss_mb": peak}
     row |= {k: report.summary[k] for k in ("sparsity", "baseline_mac", "current_mac")}
     row["passes"] = {r.name: round(r.seconds, 2) for r in report.records}
@@ -146,15 +153,12 @@ def _map(original: Model, stages: dict[str, Model], test: DataReader) -> dict[st
 
 
 def show(rows: dict[str, dict[str, Any]]) -> str:
-    head = ("model", "s", "peak MB", "sparsity", "MMAC", "pruned", "SQNR dB p / q / both",
-            "float", "pruned", "quantized", "both")  # fmt: skip
+    head = ("model", "s", "peak MB", "sparsity", "MMAC", "pruned", "SQNR dB p / q / t / both",
+            "float", *STAGES)  # fmt: skip
     table = []
     for name, row in rows.items():
         right = row["accuracy"]
-        changes = [
-            "{:+.2f} [{:+.2f}, {:+.2f}]".format(*right[k]) if right else "-"
-            for k in ("pruned", "quantized", "both")
-        ]
+        changes = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*right[k]) if right else "-" for k in STAGES]
         table.append(
             (
                 name, f"{row['seconds']:.1f}", f"{row['peak_rss_mb']:.0f}",

@@ -231,8 +231,8 @@ def quantize(
     calib: Any,
     *,
     target: "str | Path | Target" = "generic",
-    method: Method = "minmax",
-    percentile: float = 99.99,
+    method: Method = "percentile",
+    percentile: float = 99.999,
     per_channel: bool | None = None,
     exclude: Iterable[str] = (),
     input_shape: Mapping[str, Sequence[int]] | None = None,
@@ -287,7 +287,7 @@ def _quantization(
     from onnxdrp import passes as p
 
     return [
-        p.ConvertOpset(),
+        p.ConvertOpset(minimum=13 if per_channel else None),  # by channel: from opset 13 on
         p.InferShapes(),
         p.Calibrate(
             method=method, percentile=percentile, exclude=tuple(exclude), memory_limit=memory_limit
@@ -305,8 +305,8 @@ def optimize(
     sparsity: float | None = None,
     pattern: str | None = None,
     target: "str | Path | Target | None" = None,
-    method: Method = "minmax",
-    percentile: float = 99.99,
+    method: Method = "percentile",
+    percentile: float = 99.999,
     per_channel: bool | None = None,
     rates: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),

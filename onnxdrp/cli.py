@@ -151,9 +151,9 @@ _pruning = _options(
     click.option("--masks", type=click.Path(), help="Apply these masks (.npz) instead."),
 )  # fmt: skip
 _quantizing = _options(
-    click.option("--method", default="minmax", show_default=True,
+    click.option("--method", default="percentile", show_default=True,
                  type=click.Choice(["minmax", "percentile"]), help="How ranges are taken."),
-    click.option("--percentile", default=99.99, show_default=True, help="Share inside the range."),
+    click.option("--percentile", default=99.999, show_default=True, help="Share inside the range."),
     click.option("--per-channel/--per-tensor", default=None, help="Weight scales [the target's]."),
     click.option("--keep-float", multiple=True, metavar="NODE",
                  help="Leave float: a node, a glob, re:EXPRESSION, or an operator."),

@@ -48,6 +48,8 @@ _RULES = (
     "unsqueeze_unsqueeze_rule",
 )
 
+_SINCE = {"materialize_reshape_shape_rule": 14}  # it writes Reshape.allowzero, new in that opset
+
 
 def rewrite(skeleton: onnx.ModelProto, model: Model) -> onnx.ModelProto:
     """The skeleton simplified; weights of `model` are read only where a rule looks at them."""
@@ -56,7 +58,8 @@ def rewrite(skeleton: onnx.ModelProto, model: Model) -> onnx.ModelProto:
     from onnxscript import optimizer, rewriter
     from onnxscript.rewriter.rules import common
 
-    rules = [getattr(common, name) for name in _RULES]
+    names = [name for name in _RULES if model.opset >= _SINCE.get(name, 1)]
+    rules = [getattr(common, name) for name in names]
     graph = ir.serde.deserialize_model(skeleton)
     kept = _open_weights(graph, model)
     for _ in range(2):  # as onnxscript's own pipeline

@@ -190,3 +190,22 @@ def test_casts_there_and_back_of_a_type_that_holds_less_are_kept():
         out=("N", 4, 6, 6),
     )
     assert ops(model) == ["Cast", "Cast"]
+
+
+def test_below_opset_14_no_reshape_gets_an_attribute_that_came_with_it():
+    nodes = [
+        node("Shape", ["x"], "s"),
+        node("Gather", ["s", "zero"], "n"),
+        node("Unsqueeze", ["n", "axes"], "n1"),
+        node("Concat", ["n1", "rest"], "t", axis=0),
+        node("Reshape", ["x", "t"], "y"),
+    ]
+    weights = {"zero": np.array(0), "axes": np.array([0]), "rest": np.array([12])}
+    for opset in (13, 17):
+        proto = make_model(
+            nodes, [value("x", ["N", 3, 4])], [value("y", ["N", 12])], weights, opset=opset
+        )
+        model, _ = run_pass(Optimize(), proto)
+        model.check()
+        attributes = {name for n in model.nodes("Reshape") for name in n.attrs}
+        assert opset >= 14 or "allowzero" not in attributes

@@ -62,6 +62,37 @@ class Absorber:
             raise CannotFuseError(f"{node.op} before it has no weight")
         return ways[node.op](node, affine)
 
+    def widths_after(self, node: gs.Node, ramp: Affine) -> tuple[Array, Array]:
+        """Of each output of a node: its number in a ramp, and its largest weight."""
+        if node.op == "Conv":
+            weight = np.abs(self._weight(node, 1)).reshape(self._weight(node, 1).shape[0], -1)
+            return ramp.along(1, weight.shape[0], "channels of Conv")[0], weight.max(axis=1)
+        if node.op == "Gemm":
+            weight = np.abs(self._weight(node, 1))
+            widths = weight.max(axis=1 if node.attrs.get("transB", 0) else 0)
+            return ramp.along(1, widths.size, "outputs of Gemm")[0], widths
+        if node.op == "MatMul" and self.model.constant(node.inputs[1]) is not None:
+            widths = np.abs(self._weight(node, 1)).max(axis=0)
+            return ramp.along(ramp.scale.ndim - 1, widths.size, "outputs of MatMul")[0], widths
+        raise CannotFuseError(f"{node.op} before it has no weight of known channels")
+
+    def widths_before(self, node: gs.Node, place: int, ramp: Affine) -> tuple[Array, Array]:
+        """Of each input of a node: its number in a ramp, and its largest weight."""
+        if node.op == "Conv" and place == 0:
+            weight, groups = np.abs(self._weight(node, 1)), int(node.attrs.get("group", 1))
+            split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+            widths = split.max(axis=(1, 3)).reshape(-1)
+            return ramp.along(1, widths.size, "input channels of Conv")[0], widths
+        if node.op == "Gemm" and place == 0 and not node.attrs.get("transA", 0):
+            weight = np.abs(self._weight(node, 1))
+            widths = weight.max(axis=0 if node.attrs.get("transB", 0) else 1)
+            return ramp.along(1, widths.size, "inputs of Gemm")[0], widths
+        if node.op == "MatMul" and place == 0:
+            weight = np.abs(self._weight(node, 1))
+            widths = weight.max(axis=tuple(i for i in range(weight.ndim) if i != weight.ndim - 2))
+            return ramp.along(ramp.scale.ndim - 1, widths.size, "inputs of MatMul")[0], widths
+        raise CannotFuseError(f"{node.op} after it has no weight of known channels")
+
     def before(self, node: gs.Node, place: int, affine: Affine) -> Array | None:
         """Let `node` take at input `place` what `affine` would have been given; else as `after`."""
         if node.op == "MatMul":

@@ -67,6 +67,32 @@ class Affine:
         """The map x -> |scale| * x; where the scale is 0, x -> x."""
         return Affine(np.where(self.scale == 0, 1.0, np.abs(self.scale)), np.zeros_like(self.shift))
 
+    @property
+    def ramp(self) -> "Affine":
+        """The map that multiplies by 1, 2, 3, ... along the axis.
+
+        Wherever it is carried, the number says which channel a place belongs to.
+        """
+        numbers = np.arange(1.0, self.scale.size + 1).reshape(self.scale.shape)
+        return Affine(numbers, np.zeros_like(numbers))
+
+    def balanced(self, made: tuple[Array, Array], read: tuple[Array, Array]) -> "Affine":
+        """The scale a = sqrt(s * r2 / r1) of each channel; s where no weight is above 0.
+
+        Args:
+            made: numbers of the ramp and largest weights, of the outputs of the node before.
+            read: the same, of the inputs of the node after; r1 and r2 are their maxima by channel.
+        """
+        peaks = []
+        for numbers, widths in (made, read):
+            peak = np.zeros(self.scale.size)
+            np.maximum.at(peak, np.rint(numbers).astype(np.int64) - 1, widths)
+            peaks.append(peak.reshape(self.scale.shape))
+        r1, r2 = peaks
+        usable = (r1 > 0) & (r2 > 0)
+        ratio = np.divide(r2, r1, out=np.ones_like(r1), where=usable)
+        return Affine(np.where(usable, np.sqrt(self.scale * ratio), self.scale), self.shift)
+
     def without(self, size: "Affine") -> "Affine":
         """The map that, done after `size`, is this one."""
         return Affine(self.scale / size.scale, self.shift)

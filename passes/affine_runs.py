@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxdrp.model import Model
@@ -174,28 +175,41 @@ class Sweep:
         return node, place, affine, passed
 
     def _size_back(self, found: _Run) -> "_Sized | None":
-        """Take |scale| back through Relu into the weights before it, if they can take it.
+        """Take a part of |scale| back through Relu into the weights before it, if they can take it.
 
-        s * relu(x) = sign(s) * relu(|s| * x): so channels come out of the Relu as wide as the
-        normalization makes them, and one range suits them all when they are quantized.
+        s * relu(x) = s / a * relu(a * x) for any a > 0. With a = sqrt(|s| * r2 / r1), where r1 and
+        r2 are the largest weights that make and that read the channel, both are as large after it:
+        so one range suits all channels when weights and activations are quantized (cross-layer
+        equalization, Nagel et al. 2019).
         """
-        size = found.affine.size
-        tensor, carried, passed = found.source, size, []
+        ramp = found.affine.ramp
+        if np.all(np.abs(found.affine.scale) == 1):
+            return None
         try:
-            while True:
-                node = producer(tensor)
-                if node is None:
-                    return None
-                self._only_reader(tensor)
-                passed.append(tensor)
-                if (turned := sized_back(node, carried)) is None:
-                    break
-                tensor, carried = node.inputs[0], turned
+            node, channels, passed = self._walk_back(found, ramp)
+            after, place, read, _ = self._walk_on(found, ramp)
+            size = found.affine.size.balanced(
+                self.absorber.widths_after(node, channels),
+                self.absorber.widths_before(after, place, read),
+            )
             kept = _Sized(node, list(node.inputs), dict(node.attrs), size, passed)
-            self.absorber.after(node, carried)
+            self.absorber.after(node, self._walk_back(found, size)[1])
         except CannotFuseError:
             return None
         return kept
+
+    def _walk_back(self, found: _Run, size: Affine) -> tuple[gs.Node, Affine, list[gs.Variable]]:
+        """The node whose weights come before, the map as it sees it, what lies between."""
+        tensor, passed = found.source, []
+        while True:
+            node = producer(tensor)
+            if node is None:
+                raise CannotFuseError("its input is one of the model")
+            self._only_reader(tensor)
+            passed.append(tensor)
+            if (turned := sized_back(node, size)) is None:
+                return node, size, passed
+            tensor, size = node.inputs[0], turned
 
     def _merge(self, found: _Run) -> None:
         first, result = found.nodes[0], found.result

@@ -6,9 +6,9 @@ A run of such nodes is one affine map y = s * x + t (passes/affine.py). It goes,
    through Transpose and Reshape, the axis of the channels followed. MatMul keeps one Add.
 2. forward into the Conv, Gemm or MatMul that reads y, if nothing else does, and the Conv does not
    pad or t = 0; forward through Transpose and Reshape, through average pooling, and through MaxPool
-   where s >= 0. Keras models that normalize after the Relu need this one. There, of s only the
-   sign goes forward: |s| goes back through the Relu, s * relu(x) = sign(s) * relu(|s| * x), which
-   leaves channels of one width between the two, where one range must suit them all in 8 bits.
+   where s >= 0. Keras models that normalize after the Relu need this one. There a part of |s| goes
+   back through the Relu, s * relu(x) = s / a * relu(a * x): as much as makes the weights on both
+   sides equally large, channel by channel, so that one range suits them all in 8 bits.
 3. Mul and Add after a BatchNormalization that stays go into its scale and bias.
 
 The formulas are in passes/absorb.py. Tensors whose values change get new names, so that a name

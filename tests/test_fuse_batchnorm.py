@@ -594,27 +594,47 @@ def conv_relu_bn_conv(gamma, *, relu="Relu", pads=0, beta=True, seed=0):
 
 
 @pytest.mark.parametrize("relu", ["Relu", "LeakyRelu"])
-def test_sizes_go_back_through_the_relu_and_signs_on(relu):
+def test_weights_on_both_sides_of_the_relu_come_out_equally_large(relu):
     gamma = np.array([100, 10, 1, 0.1, -100, -10, -1, 0.01])
     nodes, weights = conv_relu_bn_conv(gamma, relu=relu)
     model, result = fuse(nodes, weights, tolerance=1e-5)
     assert ops(model) == ["Conv", relu, "Conv"]
     assert result.stats["fused"] == 1
+    made = np.abs(model.weight("w")).max(axis=(1, 2, 3))
+    read = np.abs(model.weight("u")).max(axis=(0, 2, 3))
+    np.testing.assert_allclose(made, read, rtol=1e-5)
     scale = gamma / np.sqrt(weights["v"] + 1e-5)
-    wide = (-1, 1, 1, 1)
-    np.testing.assert_allclose(
-        model.weight("w"), weights["w"] * np.abs(scale).reshape(wide), rtol=1e-5
+    before = np.abs(weights["w"]).max(axis=(1, 2, 3)) * np.abs(weights["u"]).max(axis=(0, 2, 3))
+    np.testing.assert_allclose(made * read, before * np.abs(scale), rtol=1e-5)
+    turned = np.sign(model.weight("u")) * np.sign(weights["u"])
+    np.testing.assert_array_equal(
+        turned, np.broadcast_to(np.sign(gamma)[:, None, None], turned.shape)
     )
-    signs = np.sign(gamma).reshape(1, -1, 1, 1)
-    np.testing.assert_array_equal(model.weight("u"), weights["u"] * signs.astype(np.float32))
+
+
+def test_through_flatten_each_channel_is_balanced_with_all_its_inputs():
+    bn = bn_weights(8, 10) | {"s": (10.0 ** np.arange(-4, 4)).astype(np.float32)}
+    weights = {"w": normal([8, 4, 3, 3], 1), "u": normal([5, 8 * 16], 3), **bn}
+    nodes = [
+        node("Conv", ["x", "w"], "h", name="first"),
+        node("Relu", ["h"], "r"),
+        node("BatchNormalization", ["r", *BN], "n"),
+        node("Flatten", ["n"], "f"),
+        node("Gemm", ["f", "u"], "y", name="last", transB=1),
+    ]
+    model, _ = fuse(nodes, weights, tolerance=1e-5, rank=2)
+    assert ops(model) == ["Conv", "Relu", "Flatten", "Gemm"]
+    made = np.abs(model.weight("w")).max(axis=(1, 2, 3))
+    read = np.abs(model.weight("u")).reshape(5, 8, 16).max(axis=(0, 2))
+    np.testing.assert_allclose(made, read, rtol=1e-5)
 
 
 def test_a_channel_of_scale_0_stays_what_it_is():
     gamma = np.array([0.0, 1, 2, 3, 4, 5, 6, -7])
     nodes, weights = conv_relu_bn_conv(gamma)
     model, _ = fuse(nodes, weights, tolerance=1e-5)
-    np.testing.assert_array_equal(model.weight("w")[0], weights["w"][0])
     assert not model.weight("u")[:, 0].any()
+    assert model.weight("w")[0].any()
 
 
 def test_nothing_is_scaled_where_the_pair_has_to_stay():

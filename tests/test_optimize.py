@@ -196,8 +196,8 @@ def test_below_opset_14_no_reshape_gets_an_attribute_that_came_with_it():
     nodes = [
         node("Shape", ["x"], "s"),
         node("Gather", ["s", "zero"], "n"),
-        node("Unsqueeze", ["n", "axes"], "n1"),
-        node("Concat", ["n1", "rest"], "t", axis=0),
+        node("Unsqueeze", ["n", "axes"], "u"),
+        node("Concat", ["u", "rest"], "t", axis=0),
         node("Reshape", ["x", "t"], "y"),
     ]
     weights = {"zero": np.array(0), "axes": np.array([0]), "rest": np.array([12])}

@@ -63,6 +63,7 @@ class _Job:
         ctx = PassContext(reader=self.calibration, target=self.target, seed=self.seed)
         report = PassManager(passes, self.instruments).run(self.model, ctx)
         report.recipe = dump_recipe(passes, target=self.profile, seed=self.seed)
+        report.masks = ctx.masks
         report.warnings += self.warnings
         for record in report.records:
             found = record.stats.get("warnings", ())

@@ -149,6 +149,7 @@ _pruning = _options(
     click.option("--prune-last", is_flag=True, help="Prune the last layers too."),
     click.option("--prune-depthwise", is_flag=True, help="Prune depthwise convolutions too."),
     click.option("--masks", type=click.Path(), help="Apply these masks (.npz) instead."),
+    click.option("--save-masks", type=click.Path(), metavar="FILE.npz", help="Keep the masks."),
 )  # fmt: skip
 _quantizing = _options(
     click.option("--method", default="percentile", show_default=True,
@@ -254,6 +255,7 @@ def _transform(verb: str, model: str, options: dict[str, Any]) -> None:
 
     output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
     _check_output(model, output)
+    masks_file = options.pop("save_masks", None)
     if report_file is not None and not str(report_file).endswith(".json"):
         raise OptionError(
             f"--report {report_file}: reports are JSON; name a file that ends in .json"
@@ -276,6 +278,10 @@ def _transform(verb: str, model: str, options: dict[str, Any]) -> None:
     if verb in ("optimize", "quantize"):
         options.setdefault("calib", None)
     report = getattr(api, verb)(loaded, instruments=instruments, **options)
+    if masks_file is not None:
+        from onnxdrp.masks import save_masks
+
+        save_masks(masks_file, report.masks)
     _finish(report, model, output, report_file, as_json)
 
 

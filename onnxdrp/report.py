@@ -13,6 +13,7 @@ from onnxdrp import __version__
 from onnxdrp.files import atomic_write
 
 if TYPE_CHECKING:
+    from onnxdrp.masks import Mask
     from onnxdrp.model import Model
     from onnxdrp.pipeline import PassRecord
 
@@ -39,6 +40,7 @@ class Report:
         summary: figures of the whole (sparsity, MACs, sizes, fidelity), each under a plain name.
         warnings: what the user should know, in words.
         recipe: TOML text that repeats the run, or "".
+        masks: {weight name: what stays}, of every weight that was pruned.
     """
 
     model: "Model"
@@ -47,6 +49,7 @@ class Report:
     summary: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     recipe: str = ""
+    masks: "dict[str, Mask]" = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""

@@ -97,6 +97,15 @@ def test_info_and_passes(net):
     assert "insert-qdq" in names
 
 
+def test_masks_are_kept_and_applied_to_the_same_model(net, out):
+    masks, again = out.with_name("masks.npz"), out.with_name("again.onnx")
+    assert call("prune", net, "-o", out, "--sparsity", 0.5, "--save-masks", masks).exit_code == 0
+    result = call("prune", net, "-o", again, "--masks", masks)
+    assert result.exit_code == 0, result.stderr
+    assert again.read_bytes() == out.read_bytes()
+    assert (Model.load(again).weight("conv2.weight") == 0).mean() == pytest.approx(0.5)
+
+
 def test_dump_and_report(net, out, tmp_path):
     result = call(
         "prune", net, "-o", out, "--dump", tmp_path / "dump", "--report", out.parent / "r.json",

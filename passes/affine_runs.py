@@ -1,5 +1,6 @@
 """Find runs of affine nodes and hand each to the weights before or after it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,21 +123,12 @@ class Sweep:
             self.skipped[found.nodes[0].name] = f"back: {reasons[0]}; forward: {reasons[1]}"
 
     def _back(self, found: _Run) -> None:
-        tensor, affine, passed = found.source, found.affine, []
-        while True:
-            node = producer(tensor)
-            if node is None:
-                raise CannotFuseError("its input is one of the model")
-            self._only_reader(tensor)
-            passed.append(node)
-            if (turned := carried_back(node, affine)) is None:
-                break
-            tensor, affine = node.inputs[0], turned
+        node, affine, passed = self._walk_back(found, found.affine, carried_back)
         added = self.absorber.after(node, affine)
-        result = found.result
+        result, before = found.result, producer(found.source)
         self._remove(found.nodes)
-        passed[0].outputs[0] = result
-        self._rename([n.outputs[0] for n in passed[1:]])
+        before.outputs[0] = result
+        self._rename(passed[1:])
         if added is not None:
             self._add(node, added)
 
@@ -186,19 +178,21 @@ class Sweep:
         if np.all(np.abs(found.affine.scale) == 1):
             return None
         try:
-            node, channels, passed = self._walk_back(found, ramp)
+            node, channels, passed = self._walk_back(found, ramp, sized_back)
             after, place, read, _ = self._walk_on(found, ramp)
             size = found.affine.size.balanced(
                 self.absorber.widths_after(node, channels),
                 self.absorber.widths_before(after, place, read),
             )
             kept = _Sized(node, list(node.inputs), dict(node.attrs), size, passed)
-            self.absorber.after(node, self._walk_back(found, size)[1])
+            self.absorber.after(node, self._walk_back(found, size, sized_back)[1])
         except CannotFuseError:
             return None
         return kept
 
-    def _walk_back(self, found: _Run, size: Affine) -> tuple[gs.Node, Affine, list[gs.Variable]]:
+    def _walk_back(
+        self, found: _Run, affine: Affine, carried: Callable[[gs.Node, Affine], Affine | None]
+    ) -> tuple[gs.Node, Affine, list[gs.Variable]]:
         """The node whose weights come before, the map as it sees it, what lies between."""
         tensor, passed = found.source, []
         while True:
@@ -207,9 +201,9 @@ class Sweep:
                 raise CannotFuseError("its input is one of the model")
             self._only_reader(tensor)
             passed.append(tensor)
-            if (turned := sized_back(node, size)) is None:
-                return node, size, passed
-            tensor, size = node.inputs[0], turned
+            if (turned := carried(node, affine)) is None:
+                return node, affine, passed
+            tensor, affine = node.inputs[0], turned
 
     def _merge(self, found: _Run) -> None:
         first, result = found.nodes[0], found.result

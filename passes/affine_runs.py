@@ -125,7 +125,7 @@ class Sweep:
     def _back(self, found: _Run) -> None:
         node, affine, passed = self._walk_back(found, found.affine, carried_back)
         added = self.absorber.after(node, affine)
-        result, before = found.result, producer(found.source)
+        result, before = found.result, found.source.inputs[0]
         self._remove(found.nodes)
         before.outputs[0] = result
         self._rename(passed[1:])

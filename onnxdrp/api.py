@@ -110,6 +110,18 @@ def _reader(data: Any, model: Model) -> "DataReader":
     return open_reader(data, model)
 
 
+def _refuse(what: str, **given: Any) -> None:
+    """Raise OptionError for the options that are given and would be ignored because of `what`."""
+    empty = (None, False)
+    asked = [
+        name
+        for name, value in given.items()
+        if not any(value is e for e in empty) and value not in ((), {}, [])
+    ]
+    if asked:
+        raise OptionError(f"{', '.join(asked)} does not go with {what}; leave one of them out")
+
+
 def _preprocessing(
     input_shape: Mapping[str, Sequence[int]] | None, outputs: Iterable[str] | None
 ) -> list[Pass]:
@@ -196,6 +208,8 @@ def prune(
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
     job = _job(model, calib, data, target, seed, instruments)
+    if skip_preprocess:
+        _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
     steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
     steps += _pruning(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
     return job.run(steps)
@@ -213,8 +227,15 @@ def _pruning(
     from onnxdrp import passes as p
 
     if masks is not None:
-        if sparsity is not None or pattern is not None or rates:
-            raise OptionError("masks are given: sparsity, pattern and rates do not go with them")
+        _refuse(
+            "masks",
+            sparsity=sparsity,
+            pattern=pattern,
+            rates=rates,
+            exclude=exclude,
+            prune_last=prune_last,
+            prune_depthwise=prune_depthwise,
+        )
         return [p.ApplyMasks(path=str(masks))]
     select = p.SelectLayers(
         rate=sparsity,
@@ -268,6 +289,8 @@ def quantize(
     """
     _need(calib)
     job = _job(model, calib, data, target, seed, instruments)
+    if skip_preprocess:
+        _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
     steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
     steps += _quantization(method, percentile, per_channel, exclude, memory_limit)
     return job.run(steps)
@@ -353,6 +376,23 @@ def optimize(
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
     if recipe is not None:
+        _refuse(
+            "recipe",
+            sparsity=sparsity,
+            pattern=pattern,
+            method=method if method != "percentile" else None,
+            percentile=percentile if percentile != 99.999 else None,
+            per_channel=None if per_channel is None else str(per_channel),
+            rates=rates,
+            exclude=exclude,
+            keep_float=keep_float,
+            prune_last=prune_last,
+            prune_depthwise=prune_depthwise,
+            masks=masks,
+            input_shape=input_shape,
+            outputs=outputs,
+            memory_limit=memory_limit if memory_limit not in (1 << 30, 1024 * 10**6) else None,
+        )
         return run(
             model, recipe, calib=calib, data=data, target=target, seed=seed, instruments=instruments
         )

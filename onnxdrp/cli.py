@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from onnxdrp import __version__
 from onnxdrp.errors import ModelError, OnnxDrpError, OptionError
+from onnxdrp.files import atomic_write
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -256,6 +258,8 @@ def _transform(verb: str, model: str, options: dict[str, Any]) -> None:
     output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
     _check_output(model, output)
     masks_file = options.pop("save_masks", None)
+    for more in filter(None, (report_file, masks_file)):
+        _check_output(model, more)
     if report_file is not None and not str(report_file).endswith(".json"):
         raise OptionError(
             f"--report {report_file}: reports are JSON; name a file that ends in .json"
@@ -307,7 +311,8 @@ def _finish(
         "model_bytes": path.stat().st_size,
         **report.summary,
     }
-    path.with_name(path.name + ".recipe.toml").write_text(report.recipe, encoding="utf-8")
+    with atomic_write(path.with_name(path.name + ".recipe.toml")) as file:
+        file.write(report.recipe.encode())
     if report_file is not None:
         report.to_json(report_file)
     click.echo(report.to_json() if as_json else report.table())
@@ -451,6 +456,10 @@ def evaluate(model: str, task: str, **options: Any) -> None:
         reader = _required(_open(loaded, data, reading), "--data")
         found: Any = api.evaluate_detection(loaded, reader, labels, **detector)
     else:
+        source = click.get_current_context().get_parameter_source
+        for name in detector:
+            if source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name} belongs to --task detection.")
         reader = _required(_open(loaded, data, reading, labels=labels), "--data")
         found = api.evaluate(loaded, reader)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))

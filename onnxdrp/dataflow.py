@@ -6,8 +6,7 @@ from graphlib import TopologicalSorter
 
 import onnx_graphsurgeon as gs
 
-from onnxdrp.flow import reads
-from onnxdrp.model import Model
+from onnxdrp.model import Model, reads
 
 __all__ = ["data_tensors", "ordered"]
 

@@ -1,12 +1,12 @@
 """Which nodes of a graph come before and after which: reachability in linear time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import onnx_graphsurgeon as gs
 
-from onnxdrp.model import Model
+from onnxdrp.model import Model, reads
 
-__all__ = ["Flow", "reads"]
+__all__ = ["Flow"]
 
 
 class Flow:
@@ -43,15 +43,6 @@ class Flow:
     def is_activation(self, tensor: gs.Tensor) -> bool:
         """Whether a tensor of the top graph depends on what the user feeds."""
         return tensor.name in self._data or self.producer.get(tensor.name, -1) in self._fed
-
-
-def reads(node: gs.Node) -> Iterator[gs.Tensor]:
-    """What a node reads: its inputs, and all that its bodies read."""
-    yield from node.inputs
-    for body in node.subgraphs(recursive=True):
-        yield from body.outputs
-        for inner in body.nodes:
-            yield from inner.inputs
 
 
 def _reach(edges: list[list[int]], start: Iterable[int]) -> set[int]:

@@ -30,7 +30,7 @@ from onnxdrp.weights import Weight, Weights, refer, take_in, tensors
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Model", "TensorInfo", "load"]
+__all__ = ["Model", "TensorInfo", "load", "reads"]
 
 Array = npt.NDArray[Any]
 log = logging.getLogger(__name__)
@@ -489,7 +489,7 @@ def _replace_references(graph: onnx.GraphProto, weights: Weights) -> None:
 def _sort(graph: gs.Graph) -> None:
     """Bring nodes into topological order (Kahn 1962), keeping the present one where it is."""
     producer = {id(t): i for i, n in enumerate(graph.nodes) for t in n.outputs if t.name}
-    needs = [sorted({producer[id(t)] for t in _reads(n) if id(t) in producer}) for n in graph.nodes]
+    needs = [sorted({producer[id(t)] for t in reads(n) if id(t) in producer}) for n in graph.nodes]
     if all(not need or need[-1] < i for i, need in enumerate(needs)):
         return
     users: list[list[int]] = [[] for _ in graph.nodes]
@@ -512,7 +512,8 @@ def _sort(graph: gs.Graph) -> None:
     graph.nodes[:] = [graph.nodes[i] for i in order]
 
 
-def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
+def reads(node: gs.Node) -> Iterator[gs.Tensor]:
+    """What a node reads: its inputs, and all that its bodies read."""
     yield from node.inputs
     for body in node.subgraphs(recursive=True):
         yield from body.outputs

@@ -110,7 +110,7 @@ def test_masks_go_from_one_run_to_the_next(tmp_path, data):
     other = Model.from_proto(conv_net())
     onnxdrp.prune(other, masks=tmp_path / "masks.npz")
     np.testing.assert_array_equal(other.weight("conv2.weight"), model.weight("conv2.weight"))
-    with pytest.raises(OptionError, match="do not go with"):
+    with pytest.raises(OptionError, match="sparsity does not go with masks"):
         onnxdrp.prune(other, masks=tmp_path / "masks.npz", sparsity=0.5)
 
 

@@ -123,6 +123,8 @@ def test_wrong_usage_is_exit_code_2(net, out):
     assert call("optimize", net, "-o", out, "--method", "magic").exit_code == 2
     assert call("nothing").exit_code == 2
     assert call("evaluate", net).exit_code == 2
+    calib = net.parent / "calib.npz"
+    assert call("evaluate", net, "--data", calib, "--conf", 0.3).exit_code == 2
 
 
 def test_debug_shows_the_error_itself(net, out):
@@ -305,6 +307,21 @@ def test_reader_file_that_raises(net, optimize):
     refused(optimize(calib=None, more=["--reader", file]), "mine.py", "the camera is off")
     file.write_text("import nothing_like_this\n")
     refused(optimize(calib=None, more=["--reader", file]), "mine.py", "nothing_like_this")
+
+
+def test_options_that_would_be_ignored_are_refused(net, out):
+    recipe, masks = net.parent / "r.toml", net.parent / "m.npz"
+    recipe.write_text("[[pass]]\nname = 'infer-shapes'\n")
+    calib = net.parent / "calib.npz"
+    for more in (["--sparsity", 0], ["--method", "minmax"], ["--per-tensor"], ["--outputs", "y"]):
+        result = call("optimize", net, "-o", out, "--calib", calib, "--recipe", recipe, *more)
+        refused(result, "does not go with recipe")
+    refused(call("prune", net, "-o", out, "--masks", masks, "--prune-last"), "prune_last", "masks")
+    shape = ["--skip-preprocess", "--input-shape", "x:1,3,8,8"]
+    refused(call("prune", net, "-o", out, *shape), "input_shape", "skip_preprocess")
+    nowhere = out.parent / "none" / "r.json"
+    refused(call("prune", net, "-o", out, "--report", nowhere), "does not exist")
+    assert list(out.parent.iterdir()) == []
 
 
 def test_bad_options(optimize):

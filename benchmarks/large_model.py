@@ -9,13 +9,13 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import click
 import numpy as np
 import onnx
+from anonymous import AnonymousMemory
 from onnx import TensorProto, helper
 
 WIDTH = 2496  # a layer is WIDTH x WIDTH float32: 24.9 MB
@@ -59,30 +59,6 @@ def edit(path: Path, output: Path) -> None:
     PassManager([SelectLayers(rate=0.7, exclude=nine_of_ten), PruneBlocks()]).run(model, ctx)
     model.save(output)
     print(time.perf_counter() - started, watch.stop(), len(ctx.masks))
-
-
-class AnonymousMemory:
-    """The peak of RssAnon, above what it was at the start, sampled every 2 ms."""
-
-    def __init__(self) -> None:
-        self.first = self.peak = self.now()
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self.sample, daemon=True)
-        self.thread.start()
-
-    @staticmethod
-    def now() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-    def sample(self) -> None:
-        while not self.stopped.wait(0.002):
-            self.peak = max(self.peak, self.now())
-
-    def stop(self) -> int:
-        self.stopped.set()
-        self.thread.join()
-        return self.peak
 
 
 def check(path: Path, output: Path) -> None:

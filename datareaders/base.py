@@ -74,11 +74,13 @@ class DataReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime sh
         layout: axis order of the images it gives; "any" if it gives no images or does not know.
         samples: how many samples a pass gives; None if that is not known.
         labels: class indices, int64 [samples], aligned with the samples; None without labels.
+        finite: whether NaN and infinity in the data are refused.
     """
 
     layout: Layout = "any"
     samples: int | None = None
     labels: NDArray[np.int64] | None = None
+    finite: bool = True
     _pass: Iterator[Batch] | None = None
 
     @classmethod

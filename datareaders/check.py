@@ -21,7 +21,8 @@ def check_reader(reader: DataReader, model: ModelLike) -> None:
     """Refuse a reader whose data does not fit the model's inputs, judged by its first batch.
 
     Names, number of axes, channels, sizes and types must be what the model wants, and floats
-    must be finite. The batch size is free: it is cut to what the model takes.
+    must be finite, unless `reader.finite` is False. The batch size is free: it is cut to what
+    the model takes.
 
     Raises:
         DataError: it says what the model wants and what came.
@@ -42,7 +43,8 @@ def check_reader(reader: DataReader, model: ModelLike) -> None:
     if len(set(rows.values())) > 1 or 0 in rows.values():
         counts = ", ".join(f"{name} {n}" for name, n in rows.items())
         raise DataError(f"{who}: all inputs need equally many samples, at least 1; got {counts}")
-    check_finite(batch, np.arange(max(rows.values())), who)
+    if reader.finite:
+        check_finite(batch, np.arange(max(rows.values())), who)
 
 
 def _check_array(who: str, reader: DataReader, info: InputInfo, array: Array) -> None:

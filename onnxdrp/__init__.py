@@ -14,6 +14,7 @@ if (Path(__file__).parents[1] / "setup.cfg").is_file():
     __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
+    from onnxdrp.api import calibrate as calibrate
     from onnxdrp.api import compare as compare
     from onnxdrp.api import evaluate as evaluate
     from onnxdrp.api import evaluate_detection as evaluate_detection
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 # where each public name lives; a module has it loaded when the name is first used
 _HOMES = {
     "onnxdrp.api": (
+        "calibrate",
         "compare",
         "evaluate",
         "evaluate_detection",

@@ -3,6 +3,7 @@
 Each edits the Model it is given and returns a Report whose `model` is the result (of a path, too).
 """
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,17 @@ from onnxdrp.pipeline import Instrument, Pass, PassContext, PassManager
 from onnxdrp.report import Report
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from onnxdrp.datareaders import DataReader
     from onnxdrp.detection import DetectionScore
     from onnxdrp.evaluation import Accuracy, Comparison
+    from onnxdrp.passes.calibrate import Method
     from onnxdrp.summary import Summary
     from onnxdrp.targets import Target
 
 __all__ = [
+    "calibrate",
     "compare",
     "evaluate",
     "evaluate_detection",
@@ -36,7 +41,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Path_: TypeAlias = str | Path
-Method: TypeAlias = Literal["minmax", "percentile"]
+Tails: TypeAlias = Literal["two", "one", "abs"]
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
 
 
@@ -53,6 +58,10 @@ class _Job:
     instruments: Sequence[Instrument]
     warnings: list[str]
     profile: str  # the target as the user named it
+    checkpoint: Path | None = None
+    executor: "Executor | None" = None
+    workers: int | None = None
+    skip_bad_samples: bool = False
 
     def run(self, passes: Sequence[Pass]) -> Report:
         """Run the passes and add to the report what the whole came to."""
@@ -60,15 +69,29 @@ class _Job:
         from onnxdrp.recipe import dump_recipe
 
         original = self.model.clone()
-        ctx = PassContext(reader=self.calibration, target=self.target, seed=self.seed)
+        ctx = PassContext(
+            reader=self.calibration,
+            target=self.target,
+            seed=self.seed,
+            checkpoint=self.checkpoint,
+            executor=self.executor,
+            workers=self.workers,
+        )
         report = PassManager(passes, self.instruments).run(self.model, ctx)
         report.recipe = dump_recipe(passes, target=self.profile, seed=self.seed)
-        report.masks = ctx.masks
+        report.masks, report.ranges = ctx.masks, ctx.calibration
         report.warnings += self.warnings
         for record in report.records:
             found = record.stats.get("warnings", ())
             report.warnings += [f"{record.name}: {text}" for text in dict.fromkeys(found)]
-        summarize(report, original, ctx, self.held_out, self.labelled)
+        summarize(
+            report,
+            original,
+            ctx,
+            self.held_out,
+            self.labelled,
+            skip_bad_samples=self.skip_bad_samples,
+        )
         return report
 
 
@@ -79,10 +102,18 @@ def _job(
     target: "str | Path | Target",
     seed: int,
     instruments: Sequence[Instrument],
+    *,
+    hold_out: bool = True,
+    skip_bad_samples: bool = False,
+    checkpoint: Path_ | None = None,
+    executor: "Executor | None" = None,
+    workers: int | None = None,
 ) -> _Job:
     from onnxdrp.datareaders import check_reader, count, split
     from onnxdrp.targets import load_target
 
+    if workers is not None and workers < 1:
+        raise OptionError(f"workers {workers}: give 1 or more")
     model = load(model)
     profile = load_target(target) if isinstance(target, str | Path) else target
     warnings = [f"target {profile.name}: {wish}" for wish in profile.unmet(model, raised=True)]
@@ -90,18 +121,31 @@ def _job(
         log.warning(warning)
     calibration = None if calib is None else _reader(calib, model)
     labelled = None if data is None else _reader(data, model)
+    if skip_bad_samples:
+        calibration, labelled = _not_refusing(calibration), _not_refusing(labelled)
     for reader in (calibration, labelled):
         if reader is not None:
             check_reader(reader, model)
     held_out = labelled
-    if calibration is not None and labelled is None:
+    if calibration is not None and labelled is None and hold_out:
         if count(calibration) > 1:
             calibration, held_out = split(calibration, HELD_OUT, seed=seed)
         else:
             held_out = calibration
             warnings.append("figures are of the only calibration sample: none was held back")
     named = str(target) if isinstance(target, str | Path) else profile.name
-    return _Job(model, profile, calibration, held_out, labelled, seed, instruments, warnings, named)
+    job = _Job(model, profile, calibration, held_out, labelled, seed, instruments, warnings, named)
+    job.checkpoint = None if checkpoint is None else Path(checkpoint)
+    job.executor, job.workers, job.skip_bad_samples = executor, workers, skip_bad_samples
+    return job
+
+
+def _not_refusing(reader: "DataReader | None") -> "DataReader | None":
+    """The reader, which gives NaN and infinity on: it is for others to say what becomes of them."""
+    if reader is not None:
+        reader = copy.copy(reader)
+        reader.finite = False
+    return reader
 
 
 def _reader(data: Any, model: Model) -> "DataReader":
@@ -248,19 +292,106 @@ def _pruning(
     return [select, p.PruneBlocks(pattern=pattern)]
 
 
-def quantize(
+def calibrate(
     model: "Model | Path_",
     calib: Any,
     *,
     target: "str | Path | Target" = "generic",
-    method: Method = "percentile",
-    percentile: float = 99.999,
+    method: "Method | None" = None,
+    percentile: float | None = None,
+    tails: Tails | None = None,
+    sigmas: float | None = None,
+    exclude: Iterable[str] = (),
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    outputs: Iterable[str] | None = None,
+    skip_bad_samples: bool = False,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+    executor: "Executor | None" = None,
+    checkpoint: Path_ | None = None,
+    skip_preprocess: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> Report:
+    """Measure the ranges that `quantize` would, on all the data, for `quantize(..., ranges=...)`.
+
+    The model is preprocessed first, as `quantize` does it: tensors have the names of the graph that
+    comes of that, which are those of the input file for all that is still there.
+
+    Args:
+        model: a Model, which is not changed, or the path of one.
+        calib: a reader, or what `onnxdrp.datareaders.open_reader` opens; nothing is held back.
+        target: a profile's name, or the path of one; it decides what is quantized.
+        method: as for `quantize`.
+        percentile: as for `quantize`.
+        tails: as for `quantize`.
+        sigmas: as for `quantize`.
+        exclude: as for `quantize`.
+        input_shape: {input name: static shape}.
+        outputs: names of tensors that become the graph's outputs.
+        skip_bad_samples: as for `quantize`.
+        memory_limit: as for `quantize`.
+        workers: as for `quantize`.
+        executor: as for `quantize`.
+        checkpoint: as for `quantize`.
+        skip_preprocess: leave the graph as it is.
+        instruments: see `onnxdrp.instruments`.
+
+    Returns:
+        The report: `report.ranges` can be shown, edited and, by `onnxdrp.ranges.save_ranges`, kept.
+
+    Raises:
+        OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
+    """
+    _need(calib, ())
+    if skip_preprocess:
+        _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
+    job = _job(
+        load(model).clone(),
+        calib,
+        None,
+        target,
+        0,
+        instruments,
+        hold_out=False,
+        skip_bad_samples=skip_bad_samples,
+        checkpoint=checkpoint,
+        executor=executor,
+        workers=workers,
+    )
+    steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
+    steps += _calibration(
+        None,
+        method=method,
+        percentile=percentile,
+        tails=tails,
+        sigmas=sigmas,
+        exclude=tuple(exclude),
+        skip_bad_samples=skip_bad_samples,
+        memory_limit=memory_limit,
+    )
+    return job.run(steps)
+
+
+def quantize(
+    model: "Model | Path_",
+    calib: Any = None,
+    *,
+    target: "str | Path | Target" = "generic",
+    method: "Method | None" = None,
+    percentile: float | None = None,
+    tails: Tails | None = None,
+    sigmas: float | None = None,
+    ranges: Path_ | Sequence[Path_] = (),
     per_channel: bool | None = None,
     exclude: Iterable[str] = (),
     input_shape: Mapping[str, Sequence[int]] | None = None,
     outputs: Iterable[str] | None = None,
     data: Any = None,
-    memory_limit: int = 1 << 30,
+    skip_bad_samples: bool = False,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+    executor: "Executor | None" = None,
+    checkpoint: Path_ | None = None,
     seed: int = 0,
     skip_preprocess: bool = False,
     instruments: Sequence[Instrument] = (),
@@ -270,16 +401,27 @@ def quantize(
     Args:
         model: a Model, which is edited, or the path of one.
         calib: a reader, or what `onnxdrp.datareaders.open_reader` opens; a part is held back for
-            the figures of the report unless `data` is given.
+            the figures of the report unless `data` is given. None where `ranges` has every tensor;
+            without any data the report has no figures of fidelity.
         target: a profile's name, or the path of one.
-        method: minmax or percentile.
-        percentile: share of values inside the range, in percent.
+        method: minmax, mean-minmax, percentile, entropy, mse or sigma (see `Calibrate`); default
+            percentile.
+        percentile: share of values inside the range, in percent; default 99.999.
+        tails: two, one or abs: at which ends percentile leaves values out; default two.
+        sigmas: how many standard deviations sigma goes from the mean.
+        ranges: a file of ranges, or several, to use instead of measuring; where several have a
+            tensor the widest counts. Tensors that they lack are measured.
         per_channel: weight scales by output channel; default: the target's.
         exclude: nodes to leave float, by name, glob, "re:" and a regular expression, or operator.
         input_shape: {input name: static shape}.
         outputs: names of tensors that become the graph's outputs.
         data: other, possibly labelled, data for the figures.
-        memory_limit: bytes of tapped activations held at a time.
+        skip_bad_samples: leave samples that give NaN or infinity out, and say which.
+        memory_limit: bytes of tapped activations held at a time; default 2^30.
+        workers: how many samples are under way at a time; default: as many as there are cores.
+        executor: any concurrent.futures.Executor to run them; default: threads.
+        checkpoint: a file that keeps what is measured while the measuring goes on, so that the same
+            call goes on after an interruption; it is deleted at the end.
         seed: of everything random.
         skip_preprocess: leave the graph as it is.
         instruments: see `onnxdrp.instruments`.
@@ -287,50 +429,76 @@ def quantize(
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
-    _need(calib)
-    job = _job(model, calib, data, target, seed, instruments)
+    measuring: dict[str, Any] = {
+        "method": method,
+        "percentile": percentile,
+        "tails": tails,
+        "sigmas": sigmas,
+        "skip_bad_samples": skip_bad_samples,
+        "memory_limit": memory_limit,
+    }
+    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
+    files = _files(ranges)
+    _need(calib, files)
+    if calib is None:
+        _refuse("ranges without calib", **measuring, **running)
     if skip_preprocess:
         _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
+    job = _job(
+        model,
+        calib,
+        data,
+        target,
+        seed,
+        instruments,
+        **running,
+        skip_bad_samples=skip_bad_samples,
+    )
     steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
-    steps += _quantization(method, percentile, per_channel, exclude, memory_limit)
+    steps += _quantization(per_channel, ranges=files, exclude=tuple(exclude), **measuring)
     return job.run(steps)
 
 
-def _need(calib: Any) -> None:
-    if calib is None:
-        raise DataError("quantization needs calibration data; give some hundred images or arrays")
+def _files(ranges: Path_ | Sequence[Path_]) -> tuple[str, ...]:
+    return (str(ranges),) if isinstance(ranges, str | Path) else tuple(map(str, ranges))
 
 
-def _quantization(
-    method: Method,
-    percentile: float,
-    per_channel: bool | None,
-    exclude: Iterable[str],
-    memory_limit: int,
-) -> list[Pass]:
+def _need(calib: Any, ranges: Sequence[str]) -> None:
+    if calib is None and not ranges:
+        raise DataError("there is no calibration data; give some hundred images or arrays")
+
+
+def _quantization(per_channel: bool | None, **calibration: Any) -> list[Pass]:
     from onnxdrp import passes as p
 
     return [
-        p.ConvertOpset(minimum=13 if per_channel else None),  # by channel: from opset 13 on
-        p.InferShapes(),
-        p.Calibrate(
-            method=method, percentile=percentile, exclude=tuple(exclude), memory_limit=memory_limit
-        ),
+        *_calibration(13 if per_channel else None, **calibration),  # by channel: from opset 13 on
         p.QuantizeWeights(per_channel=per_channel),
         p.InsertQdq(),
         p.Check(),
     ]
 
 
+def _calibration(opset: int | None, **options: Any) -> list[Pass]:
+    """The passes up to Calibrate, whose defaults stand for options that are None."""
+    from onnxdrp import passes as p
+
+    given = {name: value for name, value in options.items() if value is not None}
+    return [p.ConvertOpset(minimum=opset), p.InferShapes(), p.Calibrate(**given)]
+
+
 def optimize(
     model: "Model | Path_",
-    calib: Any,
+    calib: Any = None,
     *,
     sparsity: float | None = None,
     pattern: str | None = None,
     target: "str | Path | Target | None" = None,
-    method: Method = "percentile",
-    percentile: float = 99.999,
+    method: "Method | None" = None,
+    percentile: float | None = None,
+    tails: Tails | None = None,
+    sigmas: float | None = None,
+    ranges: Path_ | Sequence[Path_] = (),
     per_channel: bool | None = None,
     rates: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
@@ -341,7 +509,11 @@ def optimize(
     input_shape: Mapping[str, Sequence[int]] | None = None,
     outputs: Iterable[str] | None = None,
     data: Any = None,
-    memory_limit: int = 1 << 30,
+    skip_bad_samples: bool = False,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+    executor: "Executor | None" = None,
+    checkpoint: Path_ | None = None,
     seed: int | None = None,
     recipe: Path_ | None = None,
     instruments: Sequence[Instrument] = (),
@@ -356,6 +528,9 @@ def optimize(
         target: a profile's name, or the path of one; default: the recipe's, or generic.
         method: as for `quantize`.
         percentile: as for `quantize`.
+        tails: as for `quantize`.
+        sigmas: as for `quantize`.
+        ranges: as for `quantize`; ranges of a model that was not pruned are told to be stale.
         per_channel: as for `quantize`.
         rates: as for `prune`.
         exclude: layers not to prune.
@@ -366,7 +541,11 @@ def optimize(
         input_shape: {input name: static shape}.
         outputs: names of tensors that become the graph's outputs.
         data: other, possibly labelled, data for the figures.
-        memory_limit: bytes of tapped activations held at a time.
+        skip_bad_samples: as for `quantize`.
+        memory_limit: as for `quantize`.
+        workers: as for `quantize`.
+        executor: as for `quantize`.
+        checkpoint: as for `quantize`.
         seed: of everything random; default: the recipe's, or 0.
         recipe: a TOML file that names the passes and their options, in place of all options above
             that concern passes.
@@ -375,13 +554,22 @@ def optimize(
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
+    measuring: dict[str, Any] = {
+        "method": method,
+        "percentile": percentile,
+        "tails": tails,
+        "sigmas": sigmas,
+        "skip_bad_samples": skip_bad_samples,
+        "memory_limit": memory_limit,
+    }
+    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
+    files = _files(ranges)
     if recipe is not None:
         _refuse(
             "recipe",
             sparsity=sparsity,
             pattern=pattern,
-            method=method if method != "percentile" else None,
-            percentile=percentile if percentile != 99.999 else None,
+            ranges=files,
             per_channel=None if per_channel is None else str(per_channel),
             rates=rates,
             exclude=exclude,
@@ -391,16 +579,34 @@ def optimize(
             masks=masks,
             input_shape=input_shape,
             outputs=outputs,
-            memory_limit=memory_limit if memory_limit not in (1 << 30, 1024 * 10**6) else None,
+            **measuring,
         )
         return run(
-            model, recipe, calib=calib, data=data, target=target, seed=seed, instruments=instruments
+            model,
+            recipe,
+            calib=calib,
+            data=data,
+            target=target,
+            seed=seed,
+            instruments=instruments,
+            **running,
         )
-    _need(calib)
-    job = _job(model, calib, data, target or "generic", seed or 0, instruments)
+    _need(calib, files)
+    if calib is None:
+        _refuse("ranges without calib", **measuring, **running)
+    job = _job(
+        model,
+        calib,
+        data,
+        target or "generic",
+        seed or 0,
+        instruments,
+        **running,
+        skip_bad_samples=skip_bad_samples,
+    )
     steps = _preprocessing(input_shape, outputs)
     steps += _pruning(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
-    steps += _quantization(method, percentile, per_channel, keep_float, memory_limit)
+    steps += _quantization(per_channel, ranges=files, exclude=tuple(keep_float), **measuring)
     return job.run(steps)
 
 
@@ -412,9 +618,14 @@ def run(
     data: Any = None,
     target: "str | Path | Target | None" = None,
     seed: int | None = None,
+    workers: int | None = None,
+    executor: "Executor | None" = None,
+    checkpoint: Path_ | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> Report:
     """Run the passes of a recipe (a TOML file, or a list of passes) and measure as `optimize` does.
+
+    `workers`, `executor` and `checkpoint` are as for `quantize`.
 
     Raises:
         OnnxDrpError: the model, the recipe or the data cannot be used; PassError if a pass failed.
@@ -424,7 +635,10 @@ def run(
     steps = load_recipe(recipe) if isinstance(recipe, str | Path) else Recipe(recipe)
     target = target if target is not None else steps.target or "generic"
     seed = seed if seed is not None else steps.seed or 0
-    return _job(model, calib, data, target, seed, instruments).run(steps)
+    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
+    skip = any(getattr(step, "skip_bad_samples", False) for step in steps)
+    job = _job(model, calib, data, target, seed, instruments, skip_bad_samples=skip, **running)
+    return job.run(steps)
 
 
 def info(model: "Model | Path_", *, pattern: str | None = None) -> "Summary":

@@ -2,14 +2,16 @@
 
 Standard output carries the result (with --json one JSON object and nothing else), standard error
 progress and logs. Exit codes: 0 done; 1 an error that the user can act on, in one line; 2 wrong
-usage.
+usage; 130 interrupted.
 """
 
 import json
 import logging
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +42,9 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.exceptions.Abort):
             raise
+        except KeyboardInterrupt:
+            click.echo(f"interrupted{ctx.meta.get(_GO_ON, '')}", err=True)
+            ctx.exit(130)  # as shells have it: 128 and the number of the signal
         except Exception as e:
             if ctx.meta.get(_DEBUG):
                 raise
@@ -50,6 +55,7 @@ class _Commands(click.Group):
 
 
 _DEBUG = "onnxdrp.debug"
+_GO_ON = "onnxdrp.go_on"
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -100,6 +106,20 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
             return int(height), int(width or height)
         except ValueError:
             self.fail(f"{value!r}: give height and width, as 224x224", param, ctx)
+
+
+class _Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes, or one with a unit: 500MB, 1.5GB, 2GiB."""
+
+    name = "BYTES"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        found = re.fullmatch(r"(\d+\.?\d*)\s*(?:([KMGT])(I?))?B?", value.strip().upper())
+        if found is None:
+            self.fail(f"{value!r}: give bytes, as 500MB, 2GB or 1GiB", param, ctx)
+        number, unit, binary = found.groups()
+        count = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit or " "))
+        return count or self.fail(f"{value!r}: give 1 byte or more", param, ctx)
 
 
 def _dims(text: str) -> tuple[int, ...]:
@@ -153,15 +173,28 @@ _pruning = _options(
     click.option("--masks", type=click.Path(), help="Apply these masks (.npz) instead."),
     click.option("--save-masks", type=click.Path(), metavar="FILE.npz", help="Keep the masks."),
 )  # fmt: skip
-_quantizing = _options(
-    click.option("--method", default="percentile", show_default=True,
-                 type=click.Choice(["minmax", "percentile"]), help="How ranges are taken."),
-    click.option("--percentile", default=99.999, show_default=True, help="Share inside the range."),
-    click.option("--per-channel/--per-tensor", default=None, help="Weight scales [the target's]."),
+_measuring = _options(
+    click.option("--method",
+                 type=click.Choice(
+                     ["minmax", "mean-minmax", "percentile", "entropy", "mse", "sigma"]),
+                 help="How ranges are taken [percentile]."),
+    click.option("--percentile", type=float, help="Share inside the range [99.999]."),
+    click.option("--tails", type=click.Choice(["two", "one", "abs"]),
+                 help="Where the percentile leaves values out [two]."),
+    click.option("--sigmas", type=float, help="Standard deviations of --method sigma."),
     click.option("--keep-float", multiple=True, metavar="NODE",
                  help="Leave float: a node, a glob, re:EXPRESSION, or an operator."),
-    click.option("--memory-limit", type=click.IntRange(1), default=1024, show_default=True,
-                 metavar="MB", help="Activations held at a time."),
+    click.option("--skip-bad-samples", is_flag=True,
+                 help="Leave samples that give NaN or infinity out."),
+    click.option("--memory-limit", type=_Bytes(), help="Activations held at a time [1GiB]."),
+    click.option("--workers", type=click.IntRange(1), help="Samples under way at a time [cores]."),
+)  # fmt: skip
+_quantizing = _options(
+    _measuring,
+    click.option("--ranges", multiple=True, type=click.Path(), metavar="FILE.json",
+                 help="Ranges to use instead of measuring; of several files the widest."),
+    click.option("--save-ranges", type=click.Path(), metavar="FILE.json", help="Keep the ranges."),
+    click.option("--per-channel/--per-tensor", default=None, help="Weight scales [the target's]."),
 )  # fmt: skip
 _figures = _options(
     click.option("--data", type=click.Path(), help="Data for the figures [a part of --calib]."),
@@ -233,6 +266,36 @@ def _check_output(model: str, output: str) -> None:
         raise ModelError(f"{path}: cannot be written ({e.strerror}); choose another place") from e
 
 
+def _check_outputs(model: str, output: str, report_file: str | None, *more: str | None) -> None:
+    for path in filter(None, (output, report_file, *more)):
+        _check_output(model, path)
+    if report_file is not None and not str(report_file).endswith(".json"):
+        raise OptionError(
+            f"--report {report_file}: reports are JSON; name a file that ends in .json"
+        )
+
+
+@contextmanager
+def _checkpoint(output: str) -> Iterator[Path]:
+    """The file beside an output that keeps a calibration that was interrupted.
+
+    An error that the user can act on leaves none behind, but for one that was there before.
+    """
+    path = Path(f"{output}.calibration")
+    earlier = path.exists()
+    try:
+        yield path
+    except OnnxDrpError:
+        if not earlier:
+            path.unlink(missing_ok=True)
+        raise
+    except KeyboardInterrupt:
+        if path.exists():
+            meta = click.get_current_context().meta
+            meta[_GO_ON] = "; run the same command again to go on"
+        raise
+
+
 def _instruments(options: dict[str, Any]) -> "list[Instrument]":
     from onnxdrp.instruments import Dump, Equivalence, Progress, Reproducer, Timing, Verify
 
@@ -252,18 +315,29 @@ def _instruments(options: dict[str, Any]) -> "list[Instrument]":
 
 def _transform(verb: str, model: str, options: dict[str, Any]) -> None:
     """Load, run one of the verbs of `onnxdrp.api`, save, and show the report."""
+    output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
+    masks_file, ranges_file = options.pop("save_masks", None), options.pop("save_ranges", None)
+    _check_outputs(model, output, report_file, masks_file, ranges_file)
+    report = _run(verb, model, output, options)
+    if masks_file is not None:
+        from onnxdrp.masks import save_masks
+
+        save_masks(masks_file, report.masks)
+    if ranges_file is not None:
+        from onnxdrp.ranges import save_ranges
+
+        if report.ranges is None:
+            raise OptionError("--save-ranges: no pass of the recipe calibrates; leave it out")
+        save_ranges(ranges_file, report.ranges)
+    _finish(report, model, output, report_file, as_json)
+
+
+def _run(verb: str, model: str, output: str, options: dict[str, Any]) -> "Report":
+    """The report of a verb of `onnxdrp.api`, whose words the options are."""
     from onnxdrp import api
+    from onnxdrp.instruments import Progress
     from onnxdrp.model import Model
 
-    output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
-    _check_output(model, output)
-    masks_file = options.pop("save_masks", None)
-    for more in filter(None, (report_file, masks_file)):
-        _check_output(model, more)
-    if report_file is not None and not str(report_file).endswith(".json"):
-        raise OptionError(
-            f"--report {report_file}: reports are JSON; name a file that ends in .json"
-        )
     loaded = Model.load(model)
     reading = _take(options, [n for n in _READING if n in options])
     if "calib" in options:
@@ -275,18 +349,20 @@ def _transform(verb: str, model: str, options: dict[str, Any]) -> None:
         options["outputs"] = _names(options["outputs"])
     if "rates" in options:
         options["rates"] = dict(options["rates"])
-    if "memory_limit" in options:
-        options["memory_limit"] *= 10**6
-    instruments = _instruments(options)
-    options = {k: v for k, v in options.items() if v is not None}  # None: the verb's default
-    if verb in ("optimize", "quantize"):
-        options.setdefault("calib", None)
-    report = getattr(api, verb)(loaded, instruments=instruments, **options)
-    if masks_file is not None:
-        from onnxdrp.masks import save_masks
-
-        save_masks(masks_file, report.masks)
-    _finish(report, model, output, report_file, as_json)
+    watching = _instruments(options)
+    # None: the verb's default
+    options = {k: v for k, v in options.items() if v is not None or k == "calib"}
+    measures = options.get("calib") is not None and "skip_bad_samples" in options
+    try:
+        with _checkpoint(output) if measures else nullcontext() as checkpoint:
+            if checkpoint is not None:
+                options["checkpoint"] = checkpoint
+            report: Report = getattr(api, verb)(loaded, instruments=watching, **options)
+    finally:
+        for instrument in watching:
+            if isinstance(instrument, Progress):
+                instrument.close()
+    return report
 
 
 def _labelled(
@@ -394,6 +470,40 @@ def quantize(model: str, **options: Any) -> None:
 
 @cli.command()
 @_model
+@click.option("-o", "--output", required=True, type=click.Path(), metavar="RANGES.json")
+@click.option(
+    "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
+)
+@_options(_shaping, _measuring, _reading, _watching, _common)
+@click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
+def calibrate(model: str, **options: Any) -> None:
+    """Measure the ranges that `quantize --ranges` takes.
+
+    Example: onnxdrp calibrate in.onnx -o ranges.json --calib images --method entropy
+    """
+    from onnxdrp.ranges import save_ranges
+
+    options["exclude"] = options.pop("keep_float")
+    output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
+    _check_outputs(model, output, report_file)
+    report = _run("calibrate", model, output, options)
+    assert report.ranges is not None  # Calibrate is among the passes
+    save_ranges(output, report.ranges)
+    report.summary = {
+        "input": model,
+        "output": output,
+        "tensors": len(report.ranges.tensors),
+        "samples": report.ranges.samples,
+        "peak_rss_mb": report.summary["peak_rss_mb"],
+    }
+    if report_file is not None:
+        report.to_json(report_file)
+    warnings = [f"warning: {warning}" for warning in report.warnings]
+    click.echo(report.to_json() if as_json else "\n".join([str(report.ranges), *warnings]))
+
+
+@cli.command()
+@_model
 @click.option("--pattern", metavar="PATTERN", help="Whose rules say what is prunable [block].")
 @_common
 def info(model: str, pattern: str | None, as_json: bool) -> None:
@@ -412,8 +522,8 @@ def info(model: str, pattern: str | None, as_json: bool) -> None:
 @click.argument("b", type=click.Path())
 @click.option("--calib", type=click.Path(), metavar="DATA", help="Images or arrays to run on.")
 @click.option("--layers", is_flag=True, help="Compare every tensor that both models compute.")
-@click.option("--memory-limit", type=click.IntRange(1), default=1024, show_default=True,
-              metavar="MB", help="Activations held at a time.")  # fmt: skip
+@click.option("--memory-limit", type=_Bytes(), default="1GiB", show_default=True,
+              help="Activations held at a time.")  # fmt: skip
 @_options(_reading, _common)
 def compare(a: str, b: str, layers: bool, **options: Any) -> None:
     """Measure how far model B is from model A on the same data.
@@ -425,7 +535,7 @@ def compare(a: str, b: str, layers: bool, **options: Any) -> None:
 
     reference = Model.load(a)
     reader = _required(_open(reference, options.pop("calib"), _take(options, _READING)), "--calib")
-    limit = options["memory_limit"] * 10**6
+    limit = options["memory_limit"]
     found = api.compare(reference, b, reader, layers=layers, memory_limit=limit)
     click.echo(json.dumps(found.as_dict(), indent=2) if options["as_json"] else str(found))
 

@@ -1,6 +1,7 @@
 """A PassContext on disk: what passes have told each other so far, and a few samples of the data.
 
 context.json    seed, target, rates, reasons, ranges, quantization parameters
+ranges.json     the same ranges with extremes and counts, as `onnxdrp.ranges` writes them
 masks.npz       masks, as `onnxdrp.masks` writes them
 samples.npz     the first samples of the reader, as the model was to be fed with them
 """
@@ -19,6 +20,7 @@ from onnxdrp.errors import DataError, OptionError
 from onnxdrp.masks import load_masks, save_masks
 from onnxdrp.pipeline import PassContext
 from onnxdrp.quantization import QuantParams, Range
+from onnxdrp.ranges import load_ranges, save_ranges
 from onnxdrp.targets import Operators, Target
 
 __all__ = ["load_context", "save_context"]
@@ -54,6 +56,8 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
     (folder / "context.json").write_text(
         json.dumps(tables, indent=2, default=_plain) + "\n", encoding="utf-8"
     )
+    if ctx.calibration is not None:
+        save_ranges(folder / "ranges.json", ctx.calibration)
     if ctx.masks:
         save_masks(folder / "masks.npz", ctx.masks)
     if ctx.reader is not None:
@@ -69,6 +73,8 @@ def load_context(folder: Path) -> PassContext:
         ctx.quantization = {name: QuantParams(**p) for name, p in tables["quantization"].items()}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise OptionError(f"{folder / 'context.json'}: no saved context ({e})") from e
+    if (folder / "ranges.json").exists():
+        ctx.calibration = load_ranges(folder / "ranges.json")
     if (folder / "masks.npz").exists():
         ctx.masks = load_masks(folder / "masks.npz")
     if (folder / "samples.npz").exists():

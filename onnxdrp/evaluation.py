@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnxdrp.batches import pieces
 from onnxdrp.errors import DataError, ModelError
-from onnxdrp.observe import Tap, observe, pieces
+from onnxdrp.observe import BadSample, Tap, observe
 from onnxdrp.observers import Error, ErrorStats, TopAgreement
 from onnxdrp.report import text_table
 
@@ -98,6 +99,7 @@ def compare_models(
     *,
     layers: bool = False,
     memory_limit: int = 1 << 30,
+    on_bad: Callable[[BadSample], None] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Comparison:
     """Run both models on the same samples and measure how far b's outputs are from a's.
@@ -108,6 +110,7 @@ def compare_models(
         reader: the data; labels are not needed.
         layers: also compare every tensor that both models compute, streamed.
         memory_limit: bytes of tapped tensors held at a time.
+        on_bad: told of each sample that gives NaN or infinity, which is left out; None: an error.
         progress: called with (samples done, samples in all or None).
 
     Raises:
@@ -131,7 +134,10 @@ def compare_models(
     inner = _common_tensors(a, b) if layers else []
     rounded = _rounded(b) if layers else {}
     taps |= {("layer", t): Tap((("a", t), ("b", rounded.get(t, t))), Error()) for _, _, t in inner}
-    results = observe({"a": a, "b": b}, reader, taps, memory_limit, progress)
+    models = {"a": a, "b": b}
+    results = observe(
+        models, reader, taps, memory_limit=memory_limit, on_bad=on_bad, progress=progress
+    )
     return Comparison(
         {o.name: results["error", o.name] for o in common},
         results.get(("top1", "")),

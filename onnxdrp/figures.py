@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxdrp.evaluation import Accuracy, accuracy, compare_models, paired_difference
 from onnxdrp.memory import peak_rss_mb
+from onnxdrp.observe import BadSample
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -20,6 +21,8 @@ def summarize(
     ctx: "PassContext",
     held_out: "DataReader | None",
     labelled: "DataReader | None",
+    *,
+    skip_bad_samples: bool = False,
 ) -> None:
     """Fill `report.summary`: sparsity and MACs, bytes, fidelity to the original, accuracy, memory.
 
@@ -29,6 +32,7 @@ def summarize(
         ctx: of the run.
         held_out: data that was not calibrated on, or None if there is no data at all.
         labelled: data with labels, or None.
+        skip_bad_samples: leave samples that give NaN or infinity out of the fidelity.
     """
     from onnxdrp.summary import summarize_layers
 
@@ -40,9 +44,14 @@ def summarize(
     if held_out is not None and {o.name for o in original.outputs} & {
         o.name for o in model.outputs
     }:
-        comparison = compare_models(original, model, held_out).as_dict()
+        bad: list[BadSample] = []
+        skip = bad.append if skip_bad_samples else None
+        comparison = compare_models(original, model, held_out, on_bad=skip).as_dict()
         del comparison["layers"], comparison["outputs"]
-        summary["fidelity"] = {**comparison, "samples": held_out.samples}
+        samples = held_out.samples
+        if bad and samples is not None:
+            samples -= len({b.sample for b in bad})
+        summary["fidelity"] = {**comparison, "samples": samples}
     if labelled is not None and labelled.labels is not None:
         summary["accuracy"] = _change(accuracy(original, labelled), accuracy(model, labelled))
     summary["peak_rss_mb"] = round(peak_rss_mb(), 1)

@@ -6,6 +6,7 @@ The last in the list stands nearest to the pass: Timing belongs there, and Repro
 checks whose failures it is to catch.
 """
 
+import atexit
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -203,9 +204,9 @@ class Equivalence(Instrument):
     def _feeds(
         self, before: "Model", after: "Model", ctx: PassContext
     ) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+        from onnxdrp.batches import pieces
         from onnxdrp.datareaders import take
         from onnxdrp.equivalence import example_feeds
-        from onnxdrp.observe import pieces
 
         shapes = [info.shape for model in (after, before) for info in model.inputs[:1]]
         batch = next((s[0] for s in shapes if s and isinstance(s[0], int)), None)
@@ -219,10 +220,11 @@ class Equivalence(Instrument):
 
 
 class Progress(Instrument):
-    """Shows on a terminal which pass runs, and how far it has come with its data.
+    """Shows on a terminal which pass runs, how far it is, samples per second and the time left.
 
-    The line stands on standard error and vanishes when the pass is done. Where standard error is no
-    terminal nothing is shown; the pass manager logs each pass either way.
+    The line stands on standard error and vanishes when the pass is done, at the latest with the
+    process. Where standard error is no terminal nothing is shown; the pass manager logs each pass
+    either way.
     """
 
     def __init__(self) -> None:
@@ -241,15 +243,20 @@ class Progress(Instrument):
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        bar = Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
-        task = bar.add_task(f"[{index + 1}/{self._passes}] {step.name}", total=None)
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(TimeElapsedColumn(), TextColumn("{task.fields[pace]}")),
+        )
+        bar = Bar(*columns, console=Console(stderr=True), transient=True)
+        task = bar.add_task(f"[{index + 1}/{self._passes}] {step.name}", total=None, pace="")
 
         def show(done: int, total: int | None) -> None:
             bar.update(task, completed=done, total=total)
+            bar.update(task, pace=pace(bar.tasks[0].speed, bar.tasks[0].time_remaining))
 
         ctx.progress = show
         self._bar = bar
+        atexit.register(bar.stop)  # an interrupt does not come by here, and the cursor is hidden
         bar.start()
 
     def after(
@@ -264,7 +271,25 @@ class Progress(Instrument):
         """Take the line away."""
         self._stop(ctx)
 
-    def _stop(self, ctx: PassContext) -> None:
+    def close(self) -> None:
+        """Take the line away if an interrupt has left it there."""
         if self._bar is not None:
             self._bar.stop()
-            self._bar, ctx.progress = None, None
+            atexit.unregister(self._bar.stop)
+            self._bar = None
+
+    def _stop(self, ctx: PassContext) -> None:
+        if self._bar is not None:
+            self.close()
+            ctx.progress = None
+
+
+def pace(speed: float | None, left: float | None) -> str:
+    """Samples per second, and the seconds that are left as h:mm:ss, as far as they are known."""
+    if not speed:
+        return ""
+    rate = f"{speed:,.0f} samples/s" if speed >= 10 else f"{speed:.2g} samples/s"
+    if left is None:
+        return rate
+    minutes, seconds = divmod(int(left), 60)
+    return f"{rate}, {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"

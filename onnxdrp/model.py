@@ -337,7 +337,12 @@ class Model:
             raise CheckError(f"the model is not valid ONNX: {_first_line(e)}") from e
 
     def session(
-        self, *, outputs: Sequence[str] = (), optimize: bool = True, threads: int | None = None
+        self,
+        *,
+        outputs: Sequence[str] = (),
+        optimize: bool = True,
+        threads: int | None = None,
+        tapped: int = 0,
     ) -> "onnxruntime.InferenceSession":
         """An onnxruntime session on the CPU, over this model's own (mapped) weights.
 
@@ -346,13 +351,16 @@ class Model:
             optimize: run onnxruntime's graph optimizations; tensors asked for are computed either
                 way.
             threads: intra-op threads; None leaves the choice to onnxruntime.
+            tapped: how many tensors are to be fetched in all by several threads, if the session is
+                for that (onnxdrp.session).
 
         Raises:
             ModelError: onnxruntime cannot run the model; the message names what it does not know.
         """
         from onnxdrp.session import open_session
 
-        return open_session(self.skeleton(), self._weights, outputs, optimize, threads)
+        skeleton = self.skeleton()
+        return open_session(skeleton, self._weights, outputs, optimize, threads, tapped)
 
     # ---------------------------------------------------------------------------- across the border
 

@@ -1,272 +1,286 @@
 """The tap engine: run models over a reader and feed chosen tensors to streaming observers.
 
-Every statistic of activations comes from here. Memory is bounded whatever the number of samples: a
-tensor is handed to its observer as soon as it is computed and then forgotten, and tensors that
-together would exceed `memory_limit` are tapped in groups, a pass over the data each.
+Every statistic of activations comes from here. Memory is bounded whatever the number of samples:
+
+    1. Only tensors that somebody asks for are fetched, and each is forgotten when it was observed.
+    2. Tensors that together exceed `memory_limit` are tapped in groups, a pass over the data each.
+    3. Samples run in batches of the engine's own (onnxdrp.batches), in shards shared out to
+       workers; each shard has observers of its own, which are merged in the order of the shards.
+
+So neither the reader's batches nor the number of workers change a bit of the result.
 """
 
-import copy
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
-import onnx
 
-from onnxdrp.errors import DataError, ModelError, OptionError
-from onnxdrp.observers import Observer
+from onnxdrp.batches import Batching, Shard, Source, fitting_size, samples_of, static_batch
+from onnxdrp.checkpoint import Checkpoint, State, identity, new_observers
+from onnxdrp.counting import expect
+from onnxdrp.errors import DataError, OptionError
+from onnxdrp.executing import available_cores, in_order, own_or_threads
+from onnxdrp.independence import are_independent
+from onnxdrp.job import BadSample, Job, NotFinite, ShardResult, named
+from onnxdrp.observers import Histogram
+from onnxdrp.taps import Pair, Tap, tensor_bytes
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
     from onnxdrp.model import Model
 
-__all__ = ["Tap", "observe", "pieces"]
+__all__ = ["BadSample", "Tap", "observe"]
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 Key = TypeVar("Key", bound=Hashable)
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Tap:
-    """What to observe: tensors, seen for the same samples, and the observer they go to.
-
-    Attributes:
-        tensors: the name of a tensor where there is one model; else (model, name) pairs, a pair for
-            each argument of the observer's `update`.
-        observer: as new; each `observe` works on a copy of it.
-    """
-
-    tensors: str | tuple[tuple[str, str], ...]
-    observer: Observer
-
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The tensors as (model, name) pairs; the name of an only model is ""."""
-        return (("", self.tensors),) if isinstance(self.tensors, str) else self.tensors
+_LOOKED_AT = 4  # samples among which two that differ are looked for
 
 
 def observe(
     models: "Model | Mapping[str, Model]",
     reader: "DataReader",
     taps: Mapping[Key, Tap],
+    *,
     memory_limit: int = 1 << 30,
+    executor: Executor | None = None,
+    workers: int | None = None,
+    checkpoint: Path | None = None,
+    on_bad: Callable[[BadSample], None] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[Key, Any]:
     """Run `models` over all of `reader` and return {key: result of its tap's observer}.
-
-    A reader's batch is cut where a model has a static batch size; a last batch that is too small is
-    padded and the padding never observed.
 
     Args:
         models: one model, or {name: model}; all are fed the same samples.
         reader: the data, of which each pass must give the same.
         taps: what to observe.
-        memory_limit: bytes that the tapped tensors of one batch may take; more means more passes
-            over the data, never fewer statistics. A single tap that needs more is observed alone.
+        memory_limit: bytes that the tapped tensors of all workers may take at a time. Where they
+            take more, fewer workers run, then more passes are made over the data; never is a
+            statistic left out. A single tap that needs more is observed alone.
+        executor: where shards are observed: any concurrent.futures.Executor, of threads, of
+            processes or of machines (dask.distributed's `Client.get_executor()`). To others than
+            threads models go through a file in the temporary folder. None: threads of this
+            process.
+        workers: shards under way at a time; default: as many as there are cores.
+        checkpoint: a file that keeps what was observed so far: written now and then and when the
+            work is interrupted, read where it fits the work, deleted when that is done.
+        on_bad: told of each sample that gives NaN or infinity, which is left out of everything;
+            None: the first of them is an error.
         progress: called with (samples done, samples in all or None) as the work goes on.
 
     Raises:
         DataError: the reader gives nothing, or a tapped tensor has NaN or infinity; names tensor,
             node and sample.
         ModelError: a tapped tensor is not in its model.
+        OptionError: an observer cannot be pickled, or not kept in a checkpoint.
     """
     table: Mapping[str, Model] = models if isinstance(models, Mapping) else {"": models}
-    batch_size = _static_batch(table.values())
-    groups = _groups(table, reader, taps, memory_limit, batch_size)
-    total = None if reader.samples is None else reader.samples * len(groups)
-    results: dict[Key, Any] = {}
-    done = 0
-    for group in groups:
-        observers = {key: copy.deepcopy(taps[key].observer) for key in group}
-        runners = _runners(table, [pair for key in group for pair in taps[key].pairs()])
-        seen = 0
-        for feed, valid in pieces(reader, batch_size):
-            values = {
-                (name, tensor): value
-                for name, runner in runners.items()
-                for tensor, value in runner.run(feed, valid, batch_size).items()
-            }
-            for key, observer in observers.items():
-                pairs = taps[key].pairs()
-                observer.update(*(values[pair] for pair in pairs))
-                if observer.nonfinite:
-                    _refuse(table, pairs, values, seen)
-            seen += valid
-            done += valid
-            if progress is not None:
-                progress(done, total)
-        if seen == 0:
-            raise DataError("the reader gives no samples; check the path and the limit")
-        results |= {key: observer.result() for key, observer in observers.items()}
-    return {key: results[key] for key in taps}
-
-
-def pieces(reader: "DataReader", batch_size: int | None) -> Iterator[tuple[Feed, int]]:
-    """Yield (feed, number of valid samples) of the size that the model takes.
-
-    Args:
-        reader: gives batches of any size; the first input says how many samples there are, and
-            an input of another length has no batch axis and is passed whole.
-        batch_size: the model's static batch size, to which batches are cut and the last is padded
-            (by its last sample); None: batches are passed as they come.
-    """
-    for batch in reader.batches():
-        first = next(iter(batch.values()), None)
-        samples = len(first) if first is not None and first.ndim else 1
-        if batch_size is None:
-            yield batch, samples
-            continue
-        for start in range(0, samples, batch_size):
-            valid = min(batch_size, samples - start)
-            rows = np.minimum(np.arange(start, start + batch_size), samples - 1)
-            cut = slice(start, start + valid) if valid == batch_size else rows
-            yield (
-                {k: v[cut] if v.ndim and len(v) == samples else v for k, v in batch.items()},
-                valid,
-            )
-
-
-def _static_batch(models: "Sequence[Model] | Any") -> int | None:
-    """The batch size that the models are fixed to, or None where it is free."""
-    sizes = {
-        info.shape[0]
-        for model in models
-        for info in model.inputs[:1]
-        if info.shape and isinstance(info.shape[0], int)
-    }
-    if len(sizes) > 1:
-        raise OptionError(
-            f"the models have different batch sizes, {sorted(sizes)}; make them equal"
-        )
-    return sizes.pop() if sizes else None
-
-
-class _Runner:
-    """One model with a session that gives the wanted tensors."""
-
-    def __init__(self, model: "Model", wanted: Sequence[str]) -> None:
-        inputs = {info.name for info in model.inputs}
-        self.inputs = inputs
-        self.stored = {name: v for name in wanted if (v := model.constant(name)) is not None}
-        self.fed = [name for name in wanted if name in inputs]
-        self.computed = [n for n in wanted if n not in inputs and n not in self.stored]
-        self.session = model.session(outputs=self.computed) if self.computed else None
-
-    def run(self, feed: Feed, valid: int, batch_size: int | None) -> dict[str, Array]:
-        """The wanted tensors of one piece, without the rows that are padding."""
-        values = dict(self.stored) | {name: feed[name] for name in self.fed}
-        if self.session is not None:
-            given = {name: feed[name] for name in self.inputs if name in feed}
-            try:
-                values |= zip(self.computed, self.session.run(self.computed, given), strict=True)
-            except Exception as e:  # onnxruntime raises a dozen unrelated types
-                raise DataError(f"onnxruntime fails on the data: {str(e).splitlines()[0]}") from e
-        if batch_size is None or valid == batch_size:
-            return values
-        return {
-            name: v[:valid] if np.ndim(v) and len(v) == batch_size else v
-            for name, v in values.items()
-        }
-
-
-def _runners(models: "Mapping[str, Model]", pairs: Sequence[tuple[str, str]]) -> dict[str, _Runner]:
-    wanted: dict[str, dict[str, None]] = {}
-    for name, tensor in pairs:
-        wanted.setdefault(name, {})[tensor] = None
-    return {name: _Runner(models[name], list(tensors)) for name, tensors in wanted.items()}
-
-
-def _groups(
-    models: "Mapping[str, Model]",
-    reader: "DataReader",
-    taps: Mapping[Key, Tap],
-    memory_limit: int,
-    batch_size: int | None,
-) -> list[list[Key]]:
-    """Deal taps out to as few groups as memory allows, keeping their order."""
-    pairs = {pair for tap in taps.values() for pair in tap.pairs()}
-    unknown = {name for name, _ in pairs} - models.keys()
-    if unknown:
-        raise OptionError(f"no model is called {min(unknown)!r}; there is {sorted(models)}")
-    first = next(pieces(reader, batch_size), None)
-    if first is None:
-        raise DataError("the reader gives no samples; check the path and the limit")
-    sizes: dict[tuple[str, str], int] = {}
-    for name, model in models.items():
-        tensors = sorted(t for owner, t in pairs if owner == name)
-        sizes |= {(name, t): n for t, n in _sizes(model, tensors, first[0]).items()}
-    groups: list[list[Key]] = [[]]
-    held: set[tuple[str, str]] = set()
-    for key, tap in taps.items():
-        more = set(tap.pairs()) - held
-        if groups[-1] and sum(sizes[p] for p in held | more) > memory_limit:
-            groups.append([])
-            held, more = set(), set(tap.pairs())
-        groups[-1].append(key)
-        held |= more
-    return [group for group in groups if group]
-
-
-def _sizes(model: "Model", tensors: Sequence[str], feed: Feed) -> dict[str, int]:
-    """The bytes of each tensor for this feed, measured without holding any of them.
-
-    A copy of the graph gives the element count of each tensor (operator Size) in its place.
-    """
-    known = model.tensors()
-    missing = [t for t in tensors if t not in known]
-    if missing:
-        model.tensor(missing[0])  # raises, with the nearest names
-    inputs = {info.name for info in model.inputs}
-    sizes = {t: feed[t].nbytes for t in tensors if t in inputs}
-    sizes |= {t: 0 for t in tensors if t not in inputs and model.constant(known[t]) is not None}
-    computed = [t for t in tensors if t not in sizes]
-    if not computed:
-        return sizes
-    probe = model.clone()
-    skeleton = probe.skeleton()
-    names = [f"{t}/size" for t in computed]
-    skeleton.graph.node.extend(
-        onnx.helper.make_node("Size", [t], [n], name=n)
-        for t, n in zip(computed, names, strict=True)
-    )
-    skeleton.graph.ClearField("output")
-    skeleton.graph.output.extend(
-        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.INT64, []) for n in names
-    )
-    probe.rebuild(skeleton)
-    given = {name: feed[name] for name in inputs if name in feed}
-    try:
-        counts = probe.session().run(names, given)
-    except ModelError:
-        raise
-    except Exception as e:  # onnxruntime raises a dozen unrelated types
-        raise DataError(f"onnxruntime fails on the data: {str(e).splitlines()[0]}") from e
-    widths = [known[t].dtype for t in computed]
-    return sizes | {
-        t: int(n) * (np.dtype(w).itemsize if w is not None and not isinstance(w, int) else 4)
-        for t, n, w in zip(computed, counts, widths, strict=True)
-    }
-
-
-def _refuse(
-    models: "Mapping[str, Model]",
-    pairs: Sequence[tuple[str, str]],
-    values: Mapping[tuple[str, str], Array],
-    seen: int,
-) -> None:
-    """Raise the error that says which of the tensors has NaN or infinity, and in which sample."""
-    for name, tensor in pairs:
-        value = values[name, tensor]
-        bad = ~np.isfinite(value)
-        if not bad.any():
-            continue
-        row = int(np.argwhere(bad)[0][0]) if value.ndim else 0
-        made_by = models[name].tensor(tensor).inputs
-        where = f"of node {made_by[0].name!r}" if made_by else "of the input"
-        what = "NaN" if np.isnan(value).any() else "infinity"
-        of = f" of model {name!r}" if name else ""
+    if not taps:
+        return {}
+    saved = None if checkpoint is None else Checkpoint(checkpoint, taps)
+    with TemporaryDirectory(prefix="onnxdrp-job-") as folder:
+        study = _Study(table, reader, taps, memory_limit, workers or available_cores())
+        study.prepare(skip=on_bad is not None, folder=Path(folder))
+        state = (saved and saved.read(study.identity())) or State(new_observers(taps))
+        study.first.clear()  # of no more use
+        try:
+            with own_or_threads(executor, study.workers) as pool:
+                study.run(pool, state, saved, on_bad, progress, remote=_is_remote(executor))
+        except BaseException:
+            if saved is not None:
+                saved.write(state, now=True)
+            raise
+    if saved is not None:
+        saved.remove()
+    if state.samples == len({b.sample for b in state.bad}):
         raise DataError(
-            f"tensor {tensor!r} {where}{of} has {what} in sample {seen + row}; "
-            "check that sample, and the weights before this node"
+            f"none of the {state.samples} samples can be used: {study.say(state.bad[0])}"
         )
+    return {key: state.observers[key].result() for key in taps}
+
+
+def _is_remote(executor: Executor | None) -> bool:
+    return executor is not None and not isinstance(executor, ThreadPoolExecutor)
+
+
+class _Study:
+    """One observation: its rules, and its groups of taps with a job each."""
+
+    def __init__(
+        self,
+        models: "Mapping[str, Model]",
+        reader: "DataReader",
+        taps: Mapping[Any, Tap],
+        memory_limit: int,
+        workers: int,
+    ) -> None:
+        self.models, self.reader, self.taps = models, reader, taps
+        self.memory_limit, self.workers = memory_limit, workers
+        self.first, whole = samples_of(reader, list(models.values()), _LOOKED_AT)
+        if not self.first:
+            raise DataError("the reader gives no samples; check the path and the limit")
+        static = static_batch(models.values())
+        first = self.first[0]
+        self.batching = Batching(
+            tuple(models),
+            static or 1,
+            static is not None,
+            whole,
+            sum(v.nbytes for n, v in first.items() if n not in whole),
+        )
+        self.skip = False
+        self.groups: list[list[Hashable]] = []
+        self.jobs: list[Job] = []
+
+    def prepare(self, *, skip: bool, folder: Path) -> None:
+        """Choose batch, workers and groups; where batches are possible, prove that they are."""
+        sizes = self._sizes()
+        total = max(1, sum(sizes.values()))
+        counted = (t.pairs() for t in self.taps.values() if isinstance(t.observer, Histogram))
+        expect(sum(sizes[p] // 4 for pairs in counted for p in pairs) * (self.reader.samples or 0))
+        size = min(fitting_size(total), max(1, self.memory_limit // total))
+        self.groups = _grouped(self.taps, sizes, self.memory_limit)
+        whole = self.batching.whole
+        self.jobs = [
+            Job(
+                self.models,
+                {key: self.taps[key] for key in group},
+                whole,
+                skip=skip,
+                folder=folder,
+                tapped=Counter(model for model, _ in sizes),
+            )
+            for group in self.groups
+        ]
+        self.skip = skip
+        if not self.batching.static and size > 1 and all(map(self._is_free, self.jobs)):
+            self.batching = replace(self.batching, size=size)
+            total *= size
+        self.workers = max(1, min(self.workers, self.memory_limit // total))
+        log.info(
+            "%d tensors, %.1f MB a batch of %d: %d passes, %d workers",
+            *(len(sizes), total / 1e6, self.batching.size, len(self.groups), self.workers),
+        )
+
+    def _is_free(self, job: Job) -> bool:
+        return are_independent(job.runners(), self.first, self.batching.whole)
+
+    def identity(self) -> str:
+        """What a checkpoint of this study belongs to."""
+        b = self.batching
+        rules = (b.models, b.size, b.static, sorted(b.whole), b.shard, self.groups, self.skip)
+        return identity(self.models, self.taps, repr(rules), self.first, self.reader.samples)
+
+    def run(
+        self,
+        pool: Executor,
+        state: State,
+        saved: Checkpoint | None,
+        on_bad: Callable[[BadSample], None] | None,
+        progress: Callable[[int, int | None], None] | None,
+        *,
+        remote: bool,
+    ) -> None:
+        """Bring the state to its end.
+
+        A sample that turns out bad in a later pass was seen in those before, so these are repeated.
+        """
+        told = 0
+
+        def tell() -> None:
+            nonlocal told
+            for bad in state.bad[told:]:
+                assert on_bad is not None  # else the job would have refused it
+                on_bad(named(self.models, bad))
+            told = len(state.bad)
+
+        tell()  # those in the checkpoint
+        while state.group < len(self.groups):
+            job = self.jobs[state.group]
+            job.leave_out(frozenset(b.sample for b in state.bad))
+            cut = self.batching.sources if remote else self.batching.shards
+            shards: Iterator[Shard | Source] = cut(self.reader, state.shards)
+            for result in in_order(pool, job, shards, self.workers + 1):
+                self._take(result, state)
+                tell()
+                self._show(progress, state)
+                if saved is not None:
+                    saved.write(state)
+            job.close()
+            if state.samples == 0:
+                raise DataError("the reader gives no samples; check the path and the limit")
+            with state.changing():
+                if state.group and len(state.bad) > state.left_out:
+                    state.observers.update(new_observers(self.taps))
+                    state.group = 0
+                else:
+                    state.group += 1
+                state.shards, state.left_out = 0, len(state.bad)
+                if state.group < len(self.groups):
+                    state.samples = 0
+
+    def _show(self, progress: Callable[[int, int | None], None] | None, state: State) -> None:
+        if progress is None:
+            return
+        count = self.reader.samples
+        if count is None:
+            progress(state.samples, None)
+        else:
+            progress(state.samples + state.group * count, len(self.groups) * count)
+
+    def _take(self, result: ShardResult, state: State) -> None:
+        if result.refused is not None:
+            raise DataError(
+                f"{self.say(result.refused)}; check that sample, and the weights before this node"
+            )
+        with state.changing():
+            while result.observers:  # each is let go at once
+                key, observer = result.observers.popitem()
+                state.observers[key].merge(observer)
+            state.bad += result.bad
+            state.shards += 1
+            state.samples += result.count
+
+    def say(self, bad: NotFinite) -> str:
+        """Which tensor, which node, which sample."""
+        return str(named(self.models, bad))
+
+    def _sizes(self) -> dict[Pair, int]:
+        """The bytes of each tapped tensor for the least batch that can run."""
+        pairs = dict.fromkeys(pair for tap in self.taps.values() for pair in tap.pairs())
+        unknown = {name for name, _ in pairs} - self.models.keys()
+        if unknown:
+            raise OptionError(
+                f"no model is called {min(unknown)!r}; there is {sorted(self.models)}"
+            )
+        batch = next(self.batching.batches(self.first[:1], 0))
+        sizes: dict[Pair, int] = {}
+        for name, model in self.models.items():
+            tensors = [t for owner, t in pairs if owner == name]
+            found = tensor_bytes(model, tensors, batch.feeds[name])
+            sizes |= {(name, t): n for t, n in found.items()}
+        return sizes
+
+
+def _grouped(
+    taps: Mapping[Any, Tap], sizes: Mapping[Pair, int], memory_limit: int
+) -> list[list[Hashable]]:
+    """Deal taps out to as few groups as memory allows, keeping their order."""
+    groups: list[list[Hashable]] = [[]]
+    held: set[Pair] = set()
+    for key, tap in taps.items():
+        if groups[-1] and sum(sizes[p] for p in held.union(tap.pairs())) > memory_limit:
+            groups.append([])
+            held = set()
+        groups[-1].append(key)
+        held |= set(tap.pairs())
+    return groups

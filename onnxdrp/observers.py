@@ -4,31 +4,38 @@ Each is a monoid: `update` with arrays, `merge` another of its kind, `result`. A
 identity. Minima, maxima and counts are the same bit for bit however the data is cut and merged;
 sums differ in rounding only. They are plain state: they pickle, and a copy goes its own way.
 
-Arrays are read in blocks that stay in the processor's cache; no activation is copied whole.
+Arrays are read in blocks that stay in the processor's cache (onnxdrp.counting); no activation is
+copied whole.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxdrp.counting import BLOCK, count, extremes
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.fidelity import Error, ErrorStats, TopAgreement
 from onnxdrp.quantization import Range
 
-__all__ = ["Error", "ErrorStats", "Histogram", "MinMax", "Observer", "TopAgreement"]
+__all__ = ["Error", "ErrorStats", "Histogram", "MeanMinMax", "MinMax", "Observer", "TopAgreement"]
 
 Array = npt.NDArray[Any]
+Counts = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
-_BLOCK = 1 << 15
+_MANY = 1 << 31  # values that an int32 cannot count
 _FINEST = -120  # the exponent of the narrowest bin: 2^120 is still a float32
 
 
 class Observer(Protocol):
-    """What a statistic of tensors must do to be gathered by `observe`."""
+    """What a statistic of tensors must do to be gathered by `observe`.
+
+    A class attribute `each_sample = True`, which need not be there, asks for one call of `update`
+    for each sample; else a call may bring a batch of any size.
+    """
 
     def update(self, *arrays: Array) -> None:
         """Takes in one array, or one of each tensor that is tapped together."""
@@ -55,31 +62,78 @@ class MinMax:
 
     def update(self, *arrays: Array) -> None:
         """Takes in each array."""
-        for array in arrays:
-            for block in _blocks(array):
-                self._add(block)
+        for values in _flat(arrays):
+            low, high = extremes(values)
+            if math.isfinite(low) and math.isfinite(high):
+                self.add(low, high, values.size)
+                continue
+            for start in range(0, values.size, BLOCK):
+                finite = self.drop_nonfinite(values[start : start + BLOCK])
+                if finite.size:
+                    self.add(*extremes(finite), finite.size)
 
-    def _add(self, block: Array) -> Array:
-        """Takes in a block; what of it is finite."""
-        low, high = float(block.min()), float(block.max())
-        if not math.isfinite(low - high):  # NaN spreads through min and max
-            finite = block[np.isfinite(block)]
-            self.nonfinite += block.size - finite.size
-            block = finite
-            low, high = float(block.min(initial=np.inf)), float(block.max(initial=-np.inf))
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.count += block.size
-        return block
+    def add(self, low: float, high: float, count: int) -> None:
+        """Takes in the extremes of so many finite values."""
+        self.low = min(self.low, low + 0.0)  # -0.0 + 0.0 is 0.0: else the order would tell
+        self.high = max(self.high, high + 0.0)
+        self.count += count
+
+    def drop_nonfinite(self, values: Array) -> Array:
+        """The finite ones of the values; counts the others."""
+        kept: Array = values[np.isfinite(values)]
+        self.nonfinite += values.size - kept.size
+        return kept
 
     def merge(self, other: Self) -> None:
         """Takes in the other's extremes and counts."""
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-        self.count += other.count
+        self.add(other.low, other.high, other.count)
         self.nonfinite += other.nonfinite
 
     def result(self) -> Range:
         """The range of the finite values; [0, 0] if there were none."""
         return Range(self.low, self.high) if self.count else Range(0.0, 0.0)
+
+
+@dataclass
+class MeanMinMax:
+    """The mean over samples of each sample's least and of its largest finite value.
+
+    A sample that is empty or has no finite value is left out. At batch 1 this is what onnxruntime's
+    MinMaxCalibrater gives with moving_average=True and one call of collect_data: np.nanmean over
+    batches of ReduceMin and ReduceMax, there in float32; its averaging_constant only weighs a
+    second call of collect_data against the first. The sums are float64, so another order of samples
+    may change them by rounding.
+    """
+
+    each_sample: ClassVar[bool] = True
+
+    lows: float = 0.0
+    highs: float = 0.0
+    samples: int = 0
+    nonfinite: int = 0
+
+    def update(self, *arrays: Array) -> None:
+        """Takes in each array, one sample."""
+        for array in arrays:
+            sample = MinMax()
+            sample.update(array)
+            self.nonfinite += sample.nonfinite
+            if sample.count:
+                self.lows += sample.low
+                self.highs += sample.high
+                self.samples += 1
+
+    def merge(self, other: Self) -> None:
+        """Takes in the other's samples."""
+        self.lows += other.lows
+        self.highs += other.highs
+        self.samples += other.samples
+        self.nonfinite += other.nonfinite
+
+    def result(self) -> Range:
+        """The mean range; [0, 0] if there was no sample."""
+        many = max(self.samples, 1)
+        return Range(self.lows / many, self.highs / many)
 
 
 @dataclass(eq=False)
@@ -91,17 +145,35 @@ class Histogram:
     width doubles by merging pairs of bins. It ends at the narrowest one that holds all, whatever
     came first, and truncation makes a pair's sum what counting at that width would have given: so
     merging is exact. At least half of the bins on the longer side are in use.
+
+    Attributes:
+        bins: on each side; a power of two.
+        exponent: that of a bin's width.
+        counts: (2 * bins,) from the most negative bin: int32 while fewer than 2^31 values were
+            seen, int64 from then on. Zeros that take no memory, and cannot be written, before the
+            first value.
+        zeros: how many values are 0, of either sign; `counts` has them in the first positive bin.
+        extremes: of all values, and how many they are.
     """
 
-    bins: int = 2048
+    bins: int = 4096
     exponent: int = _FINEST
-    counts: npt.NDArray[np.int64] = field(init=False)
+    counts: Counts = field(init=False)
+    zeros: int = 0
     extremes: MinMax = field(default_factory=MinMax)
 
     def __post_init__(self) -> None:
         if self.bins < 2 or self.bins & (self.bins - 1):
-            raise OptionError(f"{self.bins} bins: give a power of two, such as 2048")
-        self.counts = np.zeros(2 * self.bins, np.int64)
+            raise OptionError(f"{self.bins} bins: give a power of two, such as 4096")
+        self.counts = np.broadcast_to(np.int32(0), 2 * self.bins)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Histogram):
+            return NotImplemented
+        mine, theirs = ((h.bins, h.exponent, h.zeros, h.extremes) for h in (self, other))
+        return mine == theirs and np.array_equal(self.counts, other.counts)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
 
     @property
     def nonfinite(self) -> int:
@@ -120,56 +192,52 @@ class Histogram:
 
     def update(self, *arrays: Array) -> None:
         """Takes in each array; NaN and infinities are only counted, in `extremes.nonfinite`."""
-        whole, index = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.intp)
-        for array in arrays:
-            for block in _blocks(array):
-                finite = self.extremes._add(block)
-                if finite.size:
-                    self._count(finite, whole[: finite.size], index[: finite.size])
+        for values in _flat(arrays):
+            self._add(values)
 
-    def _count(
-        self, block: Array, whole: npt.NDArray[np.int32], index: npt.NDArray[np.intp]
-    ) -> None:
-        self._widen(max(-self.extremes.low, self.extremes.high))
-        factor = block.dtype.type(math.ldexp(1.0, -self.exponent))
-        np.multiply(
-            block, factor, out=whole, casting="unsafe"
-        )  # exact, but for what truncates to 0
-        np.add(whole, self.bins - 1, out=index)
-        found = np.bincount(index, minlength=2 * self.bins - 1)
-        # Truncation puts both sides of zero in one place; the number of negatives parts them.
-        middle = self.bins - 1
-        below = int(np.count_nonzero(block < 0)) - int(found[:middle].sum())
-        self.counts[:middle] += found[:middle]
-        self.counts[middle] += below
-        self.counts[middle + 1 :] += found[middle:]
-        self.counts[middle + 1] -= below
+    def _add(self, values: Array) -> None:
+        if not self.counts.flags.writeable:
+            self.counts = np.zeros(2 * self.bins, np.int32)
+        self._make_room(self.extremes.count + values.size)
+        start = 0
+        while start < values.size:
+            # The product may be inf, which all finite values are less than.
+            limit, scale = self.bins * self.width, math.ldexp(1.0, -self.exponent)
+            found = count(values, start, limit, scale, self.counts)
+            self.extremes.add(found.low, found.high, found.stop - start)
+            self.zeros += found.zeros
+            start = found.stop
+            block = values[start : start + BLOCK]
+            if block.size and not self._widen(*extremes(block)):
+                self._add(self.extremes.drop_nonfinite(block))
+                start += block.size
 
-    def _widen(self, peak: float) -> None:
-        """Doubles the width until a value of this size fits."""
+    def _make_room(self, count: int) -> None:
+        """Lets so many values be counted."""
+        if count >= _MANY and self.counts.dtype == np.int32:
+            self.counts = self.counts.astype(np.int64)
+
+    def _widen(self, low: float, high: float) -> bool:
+        """Doubles the width until all of this range fits; False if it is not finite."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return False
+        peak = max(-low, high, 0.0)
         needed = math.frexp(peak)[1] - (self.bins.bit_length() - 1) if peak else _FINEST
         if needed > self.exponent:
-            self._coarsen(needed - self.exponent)
-
-    def _coarsen(self, doublings: int) -> None:
-        shift = min(doublings, self.bins.bit_length())
-        place = np.arange(self.bins) >> shift
-        merged = np.zeros_like(self.counts)
-        np.add.at(merged, self.bins + place, self.counts[self.bins :])
-        np.add.at(merged, self.bins - 1 - place, self.counts[self.bins - 1 :: -1])
-        self.counts = merged
-        self.exponent += doublings
+            self.counts = _coarser(self.counts, needed - self.exponent)
+            self.exponent = needed
+        return True
 
     def merge(self, other: Self) -> None:
         """Takes in the other's counts."""
         if other.bins != self.bins:
             raise ValueError(f"histograms of {self.bins} and {other.bins} bins do not merge")
         self.extremes.merge(other.extremes)
-        self._widen(max(-self.extremes.low, self.extremes.high, 0.0))
-        theirs = Histogram(self.bins, other.exponent)
-        theirs.counts = other.counts
-        theirs._coarsen(self.exponent - other.exponent)
-        self.counts = self.counts + theirs.counts
+        if other.extremes.count:
+            self._widen(self.extremes.low, self.extremes.high)
+            self._make_room(self.extremes.count)
+            self.counts = self.counts + _coarser(other.counts, self.exponent - other.exponent)
+            self.zeros += other.zeros
 
     def result(self) -> Self:
         """The histogram itself: ask it for a percentile."""
@@ -204,20 +272,38 @@ class Histogram:
         return Range(max(low, float(edges[first])), min(high, float(edges[last + 1])))
 
     @staticmethod
-    def _place(counts: npt.NDArray[np.int64], p: float) -> int:
+    def _place(counts: Counts, p: float) -> int:
         """The bin of the smallest value that p percent of the values do not exceed."""
-        total = counts.cumsum()
+        total = counts.cumsum(dtype=np.int64)
         rank = math.ceil(int(total[-1]) * (p / 100) - 1)  # as numpy's inverted_cdf counts, from 0
         return int(np.searchsorted(total, max(rank, 0), side="right"))
 
 
-def _blocks(array: Array) -> Iterator[Array]:
-    """The values in any order, as flat float32 or float64 blocks."""
-    array = np.asarray(array)
-    if array.dtype.kind in "cSUOMm":
-        raise DataError(f"a tensor of {array.dtype} has no range")
-    # Up to 16 bits, all values are float32 ones; so are those of the half-precision types.
-    narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
-    flags: Any = ["external_loop", "buffered", "zerosize_ok"]
-    kind = np.float32 if narrow else np.float64
-    return iter(np.nditer(array, flags, op_dtypes=[kind], casting="unsafe", buffersize=_BLOCK))
+def _coarser(counts: Counts, doublings: int) -> Counts:
+    """The counts in bins so many times doubled; pairs never straddle zero."""
+    inner, bins = counts, counts.size // 2
+    for _ in range(min(doublings, bins.bit_length() - 1)):
+        inner = inner[::2] + inner[1::2]
+    if inner is counts:
+        return counts
+    merged = np.zeros_like(counts)
+    merged[bins - inner.size // 2 : bins + inner.size // 2] = inner
+    return merged
+
+
+def _flat(arrays: Iterable[Array]) -> Iterator[Array]:
+    """All values in any order, as flat contiguous float32 or float64, without a copy of a whole."""
+    for array in map(np.asarray, arrays):
+        if array.dtype.kind in "cSUOMm":
+            raise DataError(f"a tensor of {array.dtype} has no range")
+        if not array.size:
+            continue
+        if array.dtype == np.float32 and array.flags.forc and array.flags.aligned:
+            yield array.ravel("K")
+            continue
+        # Up to 16 bits, all values are float32 ones; so are those of the half-precision types.
+        narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
+        kind = np.float32 if narrow else np.float64
+        flags: Any = ["external_loop", "buffered"]
+        each: Any = [["readonly", "aligned", "contig"]]
+        yield from np.nditer(array, flags, each, [kind], casting="unsafe", buffersize=BLOCK)

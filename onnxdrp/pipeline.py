@@ -18,10 +18,14 @@ from onnxdrp.errors import OnnxDrpError, PassError
 from onnxdrp.report import Report
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+    from pathlib import Path
+
     from onnxdrp.datareaders import DataReader
     from onnxdrp.masks import Mask
     from onnxdrp.model import Model
     from onnxdrp.quantization import QuantParams, Range
+    from onnxdrp.ranges import Ranges
     from onnxdrp.targets import Target
 
 __all__ = ["Instrument", "Pass", "PassContext", "PassManager", "PassRecord", "PassResult"]
@@ -56,10 +60,14 @@ class PassContext:
         refused: {node name: why it is not pruned}.
         masks: {weight name: what stays}, of every pruned weight.
         ranges: {tensor name: low and high}, from Calibrate.
+        calibration: the same as a file has them: with extremes, counts, method.
         quantization: {tensor name: scale, zero-point, dtype}.
         kept_float: {node name: why it stays float}.
         progress: called by passes that read data with (samples done, samples in all or None);
             the Progress instrument sets it.
+        checkpoint: where a calibration keeps what is done, to go on from after an interruption.
+        executor: where passes that read data run it; None: threads of this process.
+        workers: how many of them at a time; None: as many as there are cores.
     """
 
     reader: "DataReader | None" = None
@@ -70,8 +78,12 @@ class PassContext:
     masks: "dict[str, Mask]" = field(default_factory=dict)
     ranges: "dict[str, Range]" = field(default_factory=dict)
     quantization: "dict[str, QuantParams]" = field(default_factory=dict)
+    calibration: "Ranges | None" = None
     kept_float: dict[str, str] = field(default_factory=dict)
     progress: Callable[[int, int | None], None] | None = None
+    checkpoint: "Path | None" = None
+    executor: "Executor | None" = None
+    workers: int | None = None
 
 
 def _generic() -> "Target":

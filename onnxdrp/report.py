@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxdrp.masks import Mask
     from onnxdrp.model import Model
     from onnxdrp.pipeline import PassRecord
+    from onnxdrp.ranges import Ranges
 
 __all__ = ["Report", "Text", "text_table", "versions"]
 
@@ -41,6 +42,7 @@ class Report:
         warnings: what the user should know, in words.
         recipe: TOML text that repeats the run, or "".
         masks: {weight name: what stays}, of every weight that was pruned.
+        ranges: of the activations, as a file has them; None if nothing was calibrated.
     """
 
     model: "Model"
@@ -50,6 +52,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     recipe: str = ""
     masks: "dict[str, Mask]" = field(default_factory=dict)
+    ranges: "Ranges | None" = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _MARK = "failure.json"
 _FILES = (
     *("model.onnx", "model.onnx.data", "recipe.toml", "traceback.txt", _MARK),
-    *("context.json", "masks.npz", "samples.npz"),
+    *("context.json", "ranges.json", "masks.npz", "samples.npz"),
 )
 
 
@@ -32,7 +32,7 @@ class Reproducer(Instrument):
 
         model.onnx      before the failing pass
         recipe.toml     the failing pass and those after it
-        context.json, masks.npz, samples.npz    see `onnxdrp.contexts`
+        context.json, ranges.json, masks.npz, samples.npz    see `onnxdrp.contexts`
         failure.json    versions, what failed, and the command
         traceback.txt
 

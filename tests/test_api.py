@@ -1,4 +1,6 @@
 import json
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from onnxdrp.errors import DataError, OptionError, PassError
 from onnxdrp.evaluation import accuracy, paired_difference
 from onnxdrp.model import Model
 from onnxdrp.passes.apply_masks import masks_from_zeros
+from onnxdrp.quantization import Range
+from onnxdrp.ranges import Ranges, TensorRange, save_ranges
 
 IMAGES = {"mean": demo.MEAN, "std": demo.STD}
 
@@ -114,6 +118,87 @@ def test_masks_go_from_one_run_to_the_next(tmp_path, data):
         onnxdrp.prune(other, masks=tmp_path / "masks.npz", sparsity=0.5)
 
 
+def test_ranges_are_measured_edited_and_used(tmp_path, data):
+    model = Model.from_proto(conv_net())
+    before = model.fingerprint()
+    report = onnxdrp.calibrate(model, data, method="mse")
+    assert model.fingerprint() == before  # it measures, and changes nothing
+    assert report.ranges.samples == 20
+    assert report.ranges.method == {"name": "mse"}
+    assert "recipe" in report.as_dict()
+    kept = save_ranges(tmp_path / "all.json", report.ranges)
+    same = onnxdrp.quantize(Model.from_proto(conv_net()), ranges=kept)
+    direct = onnxdrp.quantize(Model.from_proto(conv_net()), data, data=data, method="mse")
+    assert same.model.fingerprint() == direct.model.fingerprint()
+    assert same.ranges == direct.ranges == report.ranges
+    assert "fidelity" not in same.summary
+    report.ranges.edit("x", low=-1.0, high=1.0)
+    edited = save_ranges(tmp_path / "edited.json", report.ranges)
+    other = onnxdrp.quantize(Model.from_proto(conv_net()), data, ranges=[str(edited)])
+    assert other.ranges.tensors["x"].range == Range(-1.0, 1.0)
+    assert other.model.weight("x_scale") == pytest.approx(2 / 255)
+    assert other.summary["fidelity"]["sqnr_db"] < direct.summary["fidelity"]["sqnr_db"]
+
+
+def test_ranges_of_the_pruned_model_fit_the_whole_job(tmp_path, data):
+    model = Model.from_proto(conv_net())
+    onnxdrp.prune(model, sparsity=0.5)
+    path = save_ranges(tmp_path / "r.json", onnxdrp.calibrate(model, data).ranges)
+    report = onnxdrp.optimize(Model.from_proto(conv_net()), sparsity=0.5, ranges=path)
+    assert not any("calibrate" in warning for warning in report.warnings)
+    assert onnxdrp.prune(Model.from_proto(conv_net())).ranges is None
+
+
+def test_workers_an_executor_and_a_checkpoint_change_no_byte(tmp_path, data):
+    reports = [onnxdrp.quantize(Model.from_proto(conv_net()), data)]
+    with ThreadPoolExecutor(2) as pool:
+        reports += [
+            onnxdrp.quantize(Model.from_proto(conv_net()), data, **running)
+            for running in (
+                {"workers": 3},
+                {"executor": pool},
+                {"checkpoint": tmp_path / "kept"},
+                {"memory_limit": 10_000},
+            )
+        ]
+    assert len({r.model.fingerprint() for r in reports}) == 1
+    assert list(tmp_path.iterdir()) == []
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(reports[0].recipe)
+    again = onnxdrp.run(
+        Model.from_proto(conv_net()), recipe, calib=data, workers=2, checkpoint=tmp_path / "kept"
+    )
+    assert again.model.fingerprint() == reports[0].model.fingerprint()
+    with pytest.raises(OptionError, match="workers 0: give 1 or more"):
+        onnxdrp.calibrate(Model.from_proto(conv_net()), data, workers=0)
+
+
+def test_options_of_calibration_stand_in_the_recipe(tmp_path, data):
+    ranges = save_ranges(tmp_path / "r.json", Ranges({"x": TensorRange(-2.0, 2.0)}))
+    report = onnxdrp.quantize(
+        Model.from_proto(conv_net()), data, method="sigma", sigmas=3.0, ranges=ranges,
+        skip_bad_samples=True,
+    )  # fmt: skip
+    entry = next(p for p in tomllib.loads(report.recipe)["pass"] if p["name"] == "calibrate")
+    assert entry == {
+        "name": "calibrate",
+        "method": "sigma",
+        "sigmas": 3.0,
+        "ranges": [str(ranges)],
+        "skip_bad_samples": True,
+    }
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(report.recipe)
+    again = onnxdrp.optimize(Model.from_proto(conv_net()), data, recipe=recipe)
+    assert again.model.fingerprint() == report.model.fingerprint()
+    with pytest.raises(OptionError, match="ranges, method does not go with recipe"):
+        onnxdrp.optimize(
+            Model.from_proto(conv_net()), data, recipe=recipe, ranges=ranges, method="mse"
+        )
+    with pytest.raises(OptionError, match="method does not go with ranges without calib"):
+        onnxdrp.quantize(Model.from_proto(conv_net()), ranges=ranges, method="mse")
+
+
 def test_names_are_those_of_the_input_file(data):
     report = onnxdrp.optimize(
         Model.from_proto(conv_net()), data, rates={"conv2": 0.25}, keep_float=["fc"]
@@ -137,7 +222,8 @@ def test_errors_name_the_pass_and_what_ran_before(data):
 
 
 def test_the_functions_of_the_package_stay_functions():
-    for name in ("info", "compare", "evaluate", "optimize", "prune", "quantize", "preprocess"):
+    verbs = ("info", "compare", "evaluate", "optimize", "prune", "quantize", "preprocess")
+    for name in (*verbs, "calibrate"):
         assert callable(getattr(onnxdrp, name)), name
     assert set(dir(onnxdrp)) >= {"NCHWDataReader", "PassManager", "load"}
 

@@ -1,24 +1,31 @@
 """Calibrate: ranges of the tensors that the plan wants, and of no others."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from builders import conv_net, feeds_for, make_model, normal, outputs_of, value
 from onnx import helper
 from quantizing import Feeds, parse, quantize_model
 
+from onnxdrp import thresholds
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
+from onnxdrp.observers import Histogram
 from onnxdrp.passes import Calibrate, InferShapes, PruneBlocks
 from onnxdrp.pipeline import PassContext, PassManager
 from onnxdrp.plan import make_plan
 from onnxdrp.quantization import Range
+from onnxdrp.ranges import Ranges, TensorRange, load_ranges, save_ranges, weights_digest
 from onnxdrp.targets import load_target
 
+METHODS = ("minmax", "mean-minmax", "percentile", "entropy", "mse", "sigma")
 
-def calibrate(proto, *feeds, **options):
+
+def calibrate(proto, *feeds, ctx=None, **options):
     model = Model.from_proto(proto) if not isinstance(proto, Model) else proto
-    ctx = PassContext(reader=Feeds(*(feeds or (feeds_for(model.proto(), batch=8),))))
+    ctx = ctx or PassContext(reader=Feeds(*(feeds or (feeds_for(model.proto(), batch=8),))))
     InferShapes().run(model, ctx)
     before = model.fingerprint()
     step = Calibrate(**options)
@@ -124,8 +131,13 @@ def test_a_node_named_as_an_operator_is_that_node():
 
 def test_bad_options():
     for options, message in (
-        ({"method": "entropie"}, "there are minmax and percentile"),
+        ({"method": "entropie"}, "there are minmax, mean-minmax, percentile, entropy, mse, sigma"),
         ({"percentile": 101.0}, r"outside \[50, 100\]"),
+        ({"tails": "three"}, "there are two, one, abs"),
+        ({"method": "sigma", "sigmas": 0.0}, r"outside \(0, 1000\]"),
+        ({"method": "minmax", "percentile": 99.0}, "percentile belongs to the method percentile"),
+        ({"method": "entropy", "tails": "abs"}, "tails belongs to the method percentile, not to e"),
+        ({"sigmas": 4.0}, "sigmas belongs to the method sigma, not to percentile"),
         ({"memory_limit": 0}, "give a number of bytes above 0"),
         ({"exclude": ("",)}, "no selector"),
     ):
@@ -166,7 +178,36 @@ def test_nan_in_activations_names_tensor_node_and_sample():
 def test_a_constant_activation_is_no_error_and_is_told():
     _, ctx, stats = calibrate(conv_net(8), {"x": np.zeros((2, 3, 8, 8), np.float32)})
     assert ctx.ranges["x"] == Range(0, 0)
-    assert "x" in stats["constant_tensors"]
+    assert stats["zero_tensors"]["x"] == "of the input: always 0"
+    assert any(w.startswith("'x' of the input: nothing but zeros") for w in stats["warnings"])
+
+
+def test_constant_and_empty_tensors_are_told_with_their_nodes():
+    model = parse(
+        """<ir_version: 10, opset_import: ["" : 17]> g (float[N, 4, 4] x) => (
+            float[N, 4, 4] y, float[N, n, 4] z)
+        <float[4, 4] w = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}, float none = {0}, float half = {0.5},
+         int64[1] from = {0}, int64[1] axis = {1}> {
+            [off] a = Mul(x, none)
+            [shift] b = Add(a, half)
+            [one] y = MatMul(b, w)
+            [cut] s = Slice(x, from, from, axis)
+            [more] e = Add(s, half)
+            [two] z = MatMul(e, w)
+        }"""
+    )
+    x = np.random.default_rng(0).standard_normal((6, 4, 4)).astype(np.float32)
+    for method in METHODS:
+        _, ctx, stats = calibrate(model.clone(), {"x": x}, method=method)
+        assert stats["constant_tensors"] == {"b": "of node 'shift': always 0.5"}
+        assert stats["empty_tensors"] == {"e": "of node 'more': no value"}
+        assert ctx.ranges["e"] == Range(0, 0)
+        assert ctx.ranges["b"].high == pytest.approx(0.5, rel=1e-3)
+        told = "\n".join(stats["warnings"])
+        assert "'b' of node 'shift': one value throughout; check that the data varies" in told
+        assert "'e' of node 'more': no value in any sample" in told
+        done = quantize_model(model.clone(), {"x": x}, method=method)
+        assert done.model.session().run(["z"], {"x": x})[0].shape == (6, 0, 4)
 
 
 def test_nothing_to_quantize_says_why():
@@ -198,3 +239,231 @@ def test_only_what_the_plan_wants_is_tapped(modB):
     plan = make_plan(model, load_target("generic"), {})
     assert ctx.ranges.keys() == plan.observed.keys()
     assert len(ctx.ranges) == 23
+
+
+# ------------------------------------------------------------------------------------------ methods
+
+
+def test_the_mean_of_extremes_is_that_of_single_samples_whatever_the_batch():
+    proto = conv_net(16)
+    whole = feeds_for(proto, batch=12)
+    whole["x"] *= np.arange(1, 13, dtype=np.float32).reshape(-1, 1, 1, 1)
+    values = taps_of(proto, ["r1", "h2", "p"], whole) | whole
+    _, ctx, _ = calibrate(proto, whole, method="mean-minmax")
+    for name, range_ in ctx.ranges.items():
+        rows = values[name].reshape(12, -1).astype(np.float64)
+        low, high = rows.min(axis=1).mean(), rows.max(axis=1).mean()
+        assert (range_.low, range_.high) == pytest.approx((low, high), rel=1e-5)
+        assert high < 0.8 * rows.max()  # another range than minmax's
+    _, single, _ = calibrate(
+        proto, *[{"x": whole["x"][i : i + 1]} for i in range(12)], method="mean-minmax"
+    )
+    assert single.ranges == ctx.ranges
+
+
+def test_every_method_stays_within_what_was_seen_and_says_what_it_was():
+    proto = conv_net(16)
+    feeds = feeds_for(proto, batch=64)
+    found = {}
+    for method in METHODS:
+        options = {"percentile": 99.0} if method == "percentile" else {}
+        options |= {"sigmas": 3.0} if method == "sigma" else {}
+        _, ctx, _ = calibrate(proto, feeds, method=method, **options)
+        assert options.items() <= ctx.calibration.method.items()
+        found[method] = tuple(ctx.ranges.items())
+        assert ctx.calibration.method["name"] == method
+        for tensor in ctx.calibration.tensors.values():
+            assert tensor.low < tensor.high
+            if tensor.min is not None:
+                assert tensor.min <= tensor.low
+                assert tensor.high <= tensor.max
+    assert len(set(found.values())) == len(METHODS)
+
+
+def test_thresholds_are_those_of_the_target():
+    proto = conv_net(16)
+    feeds = feeds_for(proto, batch=64)
+    seen = Histogram()
+    seen.update(feeds["x"])
+    for target in (load_target("generic"), load_target("drp-ai3")):
+        for method, search in (("entropy", thresholds.entropy), ("mse", thresholds.mse)):
+            ctx = PassContext(reader=Feeds(feeds), target=target)
+            calibrate(proto, ctx=ctx, method=method)
+            symmetric = target.activation_symmetric
+            assert ctx.ranges["x"] == search(seen, target.activation_dtype, symmetric=symmetric)
+    _, ctx, _ = calibrate(proto, feeds, method="sigma", sigmas=2.5)
+    assert ctx.ranges["x"] == thresholds.sigma(seen, 2.5)
+
+
+def test_tails_of_the_absolute_value_give_a_symmetric_range():
+    proto = conv_net(16)
+    _, ctx, _ = calibrate(proto, feeds_for(proto, batch=64), tails="abs", percentile=99.0)
+    assert ctx.ranges["h2"].low == -ctx.ranges["h2"].high
+    assert ctx.calibration.method == {"name": "percentile", "percentile": 99.0, "tails": "abs"}
+
+
+def test_workers_and_executors_do_not_change_a_range():
+    proto = conv_net(16)
+    feeds = [feeds_for(proto, seed, batch=16) for seed in range(6)]
+    for method in METHODS:
+        found = []
+        with ThreadPoolExecutor(2) as pool:
+            for running in ({"workers": 1}, {"workers": 4}, {"executor": pool}):
+                ctx = PassContext(reader=Feeds(*feeds), **running)
+                calibrate(proto, ctx=ctx, method=method)
+                found.append(ctx.calibration)
+        assert found[0] == found[1] == found[2]
+
+
+# -------------------------------------------------------------------------------- files of ranges
+
+
+def measured(proto, folder, **options):
+    """Ranges measured on some data, and the file that holds them."""
+    feeds = feeds_for(proto, batch=16)
+    _, ctx, _ = calibrate(proto, feeds, **options)
+    return ctx, str(save_ranges(folder / "ranges.json", ctx.calibration))
+
+
+def test_what_was_measured_is_told_as_a_file_has_it(tmp_path):
+    proto = conv_net(16)
+    model, ctx, _ = calibrate(proto, feeds_for(proto, batch=16))
+    found = ctx.calibration
+    assert list(found.tensors) == list(ctx.ranges)
+    assert {name: t.range for name, t in found.tensors.items()} == ctx.ranges
+    assert (found.samples, found.target) == (16, "generic")
+    assert found.weights == weights_digest(model)
+    assert found.tensors["x"].count == 16 * 3 * 8 * 8
+    assert load_ranges(save_ranges(tmp_path / "r.json", found)) == found
+
+
+def test_samples_are_counted_where_the_reader_does_not_know_them():
+    proto = conv_net(16)
+    reader = Feeds(*[feeds_for(proto, seed, batch=3) for seed in range(4)])
+    reader.samples = None
+    ctx = PassContext(reader=reader)
+    calibrate(proto, ctx=ctx)
+    assert ctx.calibration.samples == 12
+
+
+def test_a_file_of_ranges_takes_the_place_of_data(tmp_path):
+    proto = conv_net(16)
+    first, path = measured(proto, tmp_path)
+    ctx = PassContext()
+    _, _, stats = calibrate(proto, ctx=ctx, ranges=(path,))
+    assert ctx.ranges == first.ranges
+    assert ctx.kept_float == first.kept_float
+    assert ctx.calibration == first.calibration
+    assert stats["measured_tensors"] == 0
+    assert stats["warnings"] == []
+
+
+def test_what_a_file_lacks_is_measured_and_nothing_else(tmp_path):
+    proto = conv_net(16)
+    _, path = measured(proto, tmp_path)
+    ranges = load_ranges(path)
+    del ranges.tensors["r1"]
+    ranges.edit("x", low=-1, high=1)
+    save_ranges(path, ranges)
+    feeds = feeds_for(proto, seed=5, batch=16)
+    feeds["x"] *= 3
+    _, ctx, stats = calibrate(proto, feeds, ranges=(path,), method="minmax")
+    assert stats["measured_tensors"] == 1
+    assert ctx.ranges["x"] == Range(-1.0, 1.0)
+    assert ctx.ranges["h2"] == ranges.tensors["h2"].range
+    high = taps_of(proto, ["r1"], feeds)["r1"].max()
+    assert ctx.ranges["r1"].high == pytest.approx(high, rel=1e-5)
+    assert list(ctx.calibration.tensors) == ["x", "r1", "h2", "p"]
+    with pytest.raises(DataError, match=r"ranges\.json: no range for 'r1'; give calibration data"):
+        calibrate(proto, ctx=PassContext(), ranges=(path,))
+
+
+def test_several_files_are_merged(tmp_path):
+    proto = conv_net(16)
+    first, path = measured(proto, tmp_path)
+    wide = load_ranges(path)
+    wide.tensors = {"h2": wide.tensors["h2"]}
+    wide.edit("h2", high=99)
+    other = str(save_ranges(tmp_path / "other.json", wide))
+    ctx = PassContext()
+    calibrate(proto, ctx=ctx, ranges=(path, other))
+    assert ctx.ranges["h2"] == Range(first.ranges["h2"].low, 99.0)
+    assert ctx.ranges["x"] == first.ranges["x"]
+
+
+def test_names_that_do_not_fit_and_stale_weights_are_told(tmp_path):
+    proto = conv_net(16)
+    _, path = measured(proto, tmp_path)
+    ranges = load_ranges(path)
+    ranges.tensors |= {"pp": ranges.tensors["p"], "y": ranges.tensors["p"]}
+    save_ranges(path, ranges)
+    ctx = PassContext()
+    _, _, stats = calibrate(proto, ctx=ctx, ranges=(path,))
+    assert stats["unused_ranges"] == ["pp", "y"]
+    assert stats["warnings"] == [f"{path}: the model has no tensor 'pp'; is 'p' meant?"]
+    assert list(ctx.ranges) == ["x", "r1", "h2", "p"]
+    _, _, stats = calibrate(conv_net(16, seed=9), ctx=PassContext(), ranges=(path,))
+    assert stats["warnings"][0].startswith(f"{path}: was measured with other weights")
+
+
+def test_a_file_of_another_model_names_what_is_missing(tmp_path):
+    path = str(save_ranges(tmp_path / "r.json", Ranges({"q": TensorRange(0.0, 1.0)})))
+    with pytest.raises(DataError, match="no range for 'x', 'r1', 'h2', and 1 more; give"):
+        calibrate(conv_net(16), ctx=PassContext(), ranges=(path,))
+    with pytest.raises(OptionError, match=r"none\.json: the ranges cannot be read"):
+        calibrate(conv_net(16), ranges=(str(tmp_path / "none.json"),))
+
+
+# --------------------------------------------------------------------------- what does not go well
+
+
+def test_bad_samples_are_left_out_and_told():
+    proto = conv_net(16)
+    feeds = feeds_for(proto, batch=12)
+    good = {"x": np.delete(feeds["x"], [3, 7], axis=0)}
+    feeds["x"][3, 0, 0, 0] = np.nan
+    feeds["x"][7, 1, 1, 1] = np.inf
+    for method in METHODS:
+        _, want, _ = calibrate(proto, good, method=method)
+        _, ctx, stats = calibrate(proto, feeds, method=method, skip_bad_samples=True)
+        assert ctx.ranges.keys() == want.ranges.keys()
+        for name, range_ in want.ranges.items():
+            got = ctx.ranges[name]
+            assert (got.low, got.high) == pytest.approx((range_.low, range_.high), rel=1e-5)
+        assert ctx.calibration.samples == 10
+        assert stats["skipped_samples"] == [
+            "tensor 'x' of the input has NaN in sample 3",
+            "tensor 'x' of the input has infinity in sample 7",
+        ]
+        assert stats["warnings"] == [
+            "2 of 12 samples were left out: " + "; ".join(stats["skipped_samples"])
+        ]
+    feeds["x"][:, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="none of the 12 samples can be used: tensor 'x'"):
+        calibrate(proto, feeds, skip_bad_samples=True)
+
+
+def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path):
+    proto = conv_net(16)
+    feeds = [feeds_for(proto, seed, batch=16) for seed in range(40)]
+    _, want, _ = calibrate(proto, *feeds)
+    path = tmp_path / "out.calibration"
+    done = []
+
+    def interrupt(now, total):
+        done.append(now)
+        if now > 300:
+            raise KeyboardInterrupt
+
+    ctx = PassContext(reader=Feeds(*feeds), checkpoint=path, progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(proto, ctx=ctx)
+    assert path.exists()
+    assert not ctx.ranges
+    again = []
+    ctx.progress = lambda now, total: again.append(now)
+    calibrate(proto, ctx=ctx)
+    assert again[0] > done[-1]  # what was done is not done again
+    assert again[-1] == 640
+    assert ctx.calibration == want.calibration
+    assert not path.exists()

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from onnx import helper
 from PIL import Image
 
-from onnxdrp.cli import cli
+from onnxdrp.cli import _Bytes, cli
 from onnxdrp.model import Model
 from onnxdrp.passes.apply_masks import masks_from_zeros
 
@@ -350,3 +350,228 @@ def test_images_from_a_folder(tmp_path, out, modA):
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["fidelity"]["samples"] == 1
+
+
+# ------------------------------------------------------------------------------------------- ranges
+
+
+def test_ranges_go_through_a_file(net, out):
+    calib, ranges = net.parent / "calib.npz", out.with_name("ranges.json")
+    result = call("calibrate", net, "-o", ranges, "--calib", calib, "--method", "entropy")
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["tensor", "low", "high", "min", "max", "values"]
+    assert [row[0] for row in rows[1:]] == ["x", "r1", "r2", "p"]  # names of the input file
+    assert json.loads(ranges.read_text())["samples"] == 12  # none held back
+    direct, again = out.with_name("direct.onnx"), out.with_name("again.onnx")
+    result = call(
+        "quantize", net, "-o", direct, "--calib", calib, "--data", calib, "--method", "entropy",
+        "--save-ranges", out.with_name("saved.json"),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert out.with_name("saved.json").read_bytes() == ranges.read_bytes()
+    result = call("quantize", net, "-o", again, "--ranges", ranges, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert again.read_bytes() == direct.read_bytes()
+    report = json.loads(result.stdout)
+    assert "fidelity" not in report  # without data nothing is compared
+    assert report["warnings"] == []
+    recipe = out.with_name("again.onnx.recipe.toml")
+    result = call("optimize", net, "-o", out, "--recipe", recipe)
+    assert result.exit_code == 0, result.stderr
+    assert out.read_bytes() == direct.read_bytes()
+
+
+def test_calibrate_prints_one_json_object_and_writes_a_report(net, out):
+    ranges, report = out.with_name("ranges.json"), out.with_name("report.json")
+    calib = net.parent / "calib.npz"
+    result = call(
+        "calibrate", net, "-o", ranges, "--calib", calib, "--json", "--report", report,
+        "--keep-float", "conv2", "--workers", 2, "--memory-limit", "1.5MB",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["input"], found["output"]) == (str(net), str(ranges))
+    assert (found["tensors"], found["samples"]) == (3, 12)  # x for conv1, r1, p for fc
+    step = next(p for p in found["passes"] if p["name"] == "calibrate")
+    assert step["options"]["memory_limit"] == 1_500_000
+    assert step["stats"]["skipped"]["conv2"] == "excluded by 'conv2'"
+    assert json.loads(report.read_text())["passes"][-1]["name"] == "calibrate"
+    assert sorted(p.name for p in out.parent.iterdir()) == ["ranges.json", "report.json"]
+
+
+def test_ranges_of_several_files_are_merged_and_what_they_lack_is_measured(net, out):
+    def written(name, **tensors):
+        table = {"format": "onnxdrp ranges", "version": 1, "tensors": tensors}
+        path = out.with_name(name)
+        path.write_text(json.dumps(table))
+        return path
+
+    one = written("1.json", x={"low": -1, "high": 2}, r1={"low": 0, "high": 3})
+    two = written("2.json", x={"low": -3, "high": 1}, pp={"low": 0, "high": 1})
+    saved, calib = out.with_name("saved.json"), net.parent / "calib.npz"
+    files = ["--ranges", one, "--ranges", two, "--save-ranges", saved]
+    result = call("quantize", net, "-o", out, *files, "--calib", calib, "--json")
+    assert result.exit_code == 0, result.stderr
+    tensors = json.loads(saved.read_text())["tensors"]
+    assert tensors["x"] == {"low": -3.0, "high": 2.0}
+    assert tensors["r1"] == {"low": 0.0, "high": 3.0}
+    assert tensors["p"]["count"] == 10 * 32  # a fifth of 12 is held back
+    (warning,) = json.loads(result.stdout)["warnings"]
+    assert "2.json: the model has no tensor 'pp'; is 'p' meant?" in warning
+    out.unlink()
+    refused(call("quantize", net, "-o", out, *files), "1.json", "no range for 'r2', 'p'; give")
+    assert not out.exists()
+
+
+def test_ranges_of_another_model_are_told_to_be_stale(net, out):
+    ranges, calib = out.with_name("ranges.json"), net.parent / "calib.npz"
+    assert call("calibrate", net, "-o", ranges, "--calib", calib).exit_code == 0
+    result = call("optimize", net, "-o", out, "--ranges", ranges)  # which prunes
+    assert result.exit_code == 0, result.stderr
+    assert "was measured with other weights than the model has now" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", ["line 1", "not JSON"]),
+        ("{}", ["no file of ranges"]),
+        ('{"format": "onnxdrp ranges", "version": 7}', ["version 7"]),
+        (
+            '{"format": "onnxdrp ranges", "version": 1, "tensors": {"x": {"low": 2, "high": 1}}}',
+            ["tensor 'x'", "low 2.0 is above high 1.0"],
+        ),
+        (
+            '{"format": "onnxdrp ranges", "version": 1, "tensors": {"x": {"low": NaN, "high": 1}}}',
+            ["tensor 'x'", "low is nan"],
+        ),
+    ],
+)
+def test_a_bad_file_of_ranges(net, optimize, text, words):
+    file = net.parent / "bad.json"
+    file.write_text(text)
+    refused(optimize(more=["--ranges", file]), "bad.json", *words)
+    refused(optimize(calib=None, more=["--ranges", file]), "bad.json", *words)
+
+
+def test_a_missing_file_of_ranges_and_places_that_cannot_be_written(net, optimize, out):
+    refused(optimize(more=["--ranges", net.parent / "no.json"]), "no.json", "cannot be read")
+    nowhere = out.parent / "none" / "r.json"
+    refused(optimize(more=["--save-ranges", nowhere]), "does not exist")
+    calib = ("--calib", net.parent / "calib.npz")
+    refused(call("calibrate", net, "-o", nowhere, *calib), "does not exist")
+    refused(call("calibrate", net, "-o", net, *calib), "is the input")
+    refused(call("calibrate", net, "-o", out), "no calibration data")
+
+
+def test_calibration_options_that_would_be_ignored_are_refused(net, optimize, out):
+    ranges, recipe = net.parent / "r.json", net.parent / "r.toml"
+    ranges.write_text('{"format": "onnxdrp ranges", "version": 1, "tensors": {}}')
+    recipe.write_text("[[pass]]\nname = 'infer-shapes'\n")
+    for more in (["--method", "mse"], ["--workers", 2], ["--memory-limit", "1GB"],
+                 ["--skip-bad-samples"], ["--tails", "abs"]):  # fmt: skip
+        asked = ["--ranges", ranges, *more]
+        refused(optimize(calib=None, more=asked), "does not go with ranges without calib")
+        refused(call("quantize", net, "-o", out, *asked), "does not go with ranges without calib")
+    for more in (["--method", "mse"], ["--ranges", ranges], ["--sigmas", 3],
+                 ["--skip-bad-samples"], ["--memory-limit", 10**9]):  # fmt: skip
+        refused(optimize(more=["--recipe", recipe, *more]), "does not go with recipe")
+    refused(optimize(more=["--recipe", recipe, "--save-ranges", out]), "no pass", "calibrates")
+    refused(optimize(more=["--method", "minmax", "--percentile", 99]), "percentile belongs to")
+    refused(optimize(more=["--sigmas", 3]), "sigmas belongs to the method sigma")
+    refused(optimize(more=["--percentile", 101]), "outside [50, 100]")
+
+
+def test_amounts_of_memory_have_units(net, out):
+    for text, count in (("500MB", 5 * 10**8), ("1.5gb", 15 * 10**8), ("2 GiB", 2 << 30),
+                        ("64K", 64_000), ("123456", 123456), ("7B", 7)):  # fmt: skip
+        assert _Bytes().convert(text, None, None) == count
+    calib = ("--calib", net.parent / "calib.npz")
+    for text in ("", "much", "-5", "0", "1XB", "0.1B", "1e9"):
+        result = call("quantize", net, "-o", out, *calib, "--memory-limit", text)
+        assert result.exit_code == 2, text
+        assert "give" in result.stderr
+    assert call("quantize", net, "-o", out, *calib, "--workers", 0).exit_code == 2
+
+
+def test_bad_samples_are_refused_or_left_out(net, out):
+    code = """
+        import numpy as np
+        from onnxdrp.datareaders import DataReader
+        class Mine(DataReader):
+            samples = 12
+            def batches(self):
+                x = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)
+                x[4, 0, 0, 0] = np.nan
+                for sample in x:
+                    yield {"x": sample[None]}
+        """
+    file, ranges = net.parent / "mine.py", out.with_name("ranges.json")
+    file.write_text(textwrap.dedent(code))
+    arguments = ("calibrate", net, "-o", ranges, "--reader", file)
+    refused(call(*arguments), "'x' of the input has NaN in sample 4")
+    assert list(out.parent.iterdir()) == []
+    result = call(*arguments, "--skip-bad-samples")
+    assert result.exit_code == 0, result.stderr
+    told = "1 of 12 samples were left out: tensor 'x' of the input has NaN in sample 4"
+    assert result.stdout.splitlines()[-1] == f"warning: calibrate: {told}"
+    assert json.loads(ranges.read_text())["samples"] == 11
+
+
+def test_bad_samples_of_arrays_are_left_out_of_ranges_and_figures(net, out):
+    x = np.random.default_rng(0).standard_normal((20, 3, 8, 8)).astype(np.float32)
+    for rows in ([0, 7], range(12)):  # of 20, 4 are held back: at least one of 12 is among them
+        x[rows, 0, 0, 0] = np.nan
+        np.savez(net.parent / "nan.npz", x=x)
+        arguments = ("quantize", net, "-o", out, "--calib", net.parent / "nan.npz", "--json")
+        refused(call(*arguments), "sample", "NaN")
+        result = call(*arguments, "--skip-bad-samples")
+        assert result.exit_code == 0, result.stderr
+        report = json.loads(result.stdout)
+        assert "samples were left out" in report["warnings"][0]
+        assert report["fidelity"]["sqnr_db"] > 10
+    assert report["fidelity"]["samples"] < 4
+
+
+def test_an_interrupted_calibration_goes_on_with_the_same_command(net, out):
+    code = """
+        from pathlib import Path
+        import numpy as np
+        from onnxdrp.datareaders import DataReader
+        class Mine(DataReader):
+            samples = 640
+            def batches(self):
+                rng = np.random.default_rng(0)
+                for i in range(40):
+                    if i == 30 and Path(__file__).with_name("interrupt").exists():
+                        raise KeyboardInterrupt
+                    yield {"x": rng.standard_normal((16, 3, 8, 8)).astype(np.float32)}
+        """
+    file, flag = net.parent / "mine.py", net.parent / "interrupt"
+    file.write_text(textwrap.dedent(code))
+    for verb, name in (("calibrate", "ranges.json"), ("quantize", "out.onnx")):
+        whole, output = out.with_name(f"whole-{name}"), out.with_name(name)
+        assert call(verb, net, "-o", whole, "--reader", file).exit_code == 0
+        flag.touch()
+        result = call(verb, net, "-o", output, "--reader", file)
+        assert result.exit_code == 130
+        assert result.stdout == ""
+        assert result.stderr == "interrupted; run the same command again to go on\n"
+        kept = out.with_name(f"{name}.calibration")
+        assert kept.exists()
+        assert not output.exists()
+        refused(call(verb, net, "-o", output, "--reader", file, "--keep-float", "nix"), "nix")
+        assert kept.exists()  # a slip does not cost what was done
+        flag.unlink()
+        assert call("-v", verb, net, "-o", output, "--reader", file).exit_code == 0
+        assert output.read_bytes() == whole.read_bytes()
+        assert not kept.exists()
+
+
+def test_an_interrupt_before_any_work_says_only_that(net, out):
+    file = net.parent / "mine.py"
+    file.write_text("raise KeyboardInterrupt\n")
+    result = call("quantize", net, "-o", out, "--reader", file)
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+    assert list(out.parent.iterdir()) == []

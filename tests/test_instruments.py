@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,22 @@ from toy_passes import Break, Nothing, Prune, Scale, Wobble
 from onnxdrp.contexts import load_context, save_context
 from onnxdrp.datareaders import ArrayReader, DataReader
 from onnxdrp.errors import CheckError, DataError, OptionError, PassError
-from onnxdrp.instruments import Dump, Equivalence, Progress, Reproducer, Timing, Verify, replay
+from onnxdrp.instruments import (
+    Dump,
+    Equivalence,
+    Progress,
+    Reproducer,
+    Timing,
+    Verify,
+    pace,
+    replay,
+)
 from onnxdrp.masks import Mask
 from onnxdrp.memory import peak_rss_mb
 from onnxdrp.model import Model
 from onnxdrp.pipeline import Pass, PassContext, PassManager, PassResult
 from onnxdrp.quantization import QuantParams, Range
+from onnxdrp.ranges import Ranges, TensorRange
 from onnxdrp.targets import load_target
 
 
@@ -316,7 +328,9 @@ def test_progress_shows_passes_on_a_terminal(
 
         def run(self, model: Model, ctx: PassContext) -> PassResult:
             assert ctx.progress is not None
-            ctx.progress(3, 7)
+            for done in (1, 2, 3):
+                ctx.progress(done, 700)
+                time.sleep(0.02)
             return PassResult(modified=False)
 
     monkeypatch.setenv("TERM", "xterm")
@@ -327,9 +341,50 @@ def test_progress_shows_passes_on_a_terminal(
     out, err = capsys.readouterr()
     assert out == ""
     assert "[1/2] reading" in err
-    assert "3/7" in err
+    assert "3/700" in err
+    assert re.search(r"\d+ samples/s, 0:00:\d\d left", err), err
     assert "[2/2] break" in err
     assert ctx.progress is None
+
+
+@pytest.mark.parametrize(
+    ("speed", "left", "text"),
+    [
+        (None, None, ""),
+        (0.0, None, ""),
+        (1234.5, None, "1,234 samples/s"),
+        (35.2, 0.0, "35 samples/s, 0:00:00 left"),
+        (0.253, 3725.9, "0.25 samples/s, 1:02:05 left"),
+    ],
+)
+def test_pace_is_told_as_far_as_it_is_known(
+    speed: float | None, left: float | None, text: str
+) -> None:
+    assert pace(speed, left) == text
+
+
+def test_progress_that_was_interrupted_can_be_taken_away(
+    model: Model, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Interrupted(Pass):
+        name: ClassVar[str] = "interrupted"
+
+        def run(self, model: Model, ctx: PassContext) -> PassResult:
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    progress = Progress()
+    with pytest.raises(KeyboardInterrupt):
+        PassManager([Interrupted()], [progress]).run(model)
+    shown, hidden = "\x1b[?25h", "\x1b[?25l"
+    err = capsys.readouterr().err
+    assert hidden in err
+    assert shown not in err
+    progress.close()
+    progress.close()
+    assert shown in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------- Reproducer
@@ -478,9 +533,11 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
             "t": QuantParams(np.float32(0.013), np.int8(-3), "int8"),
             "w": QuantParams.symmetric(scales, axis=0),
         },
+        calibration=Ranges({"t": TensorRange(-1.25, 0.1, -2.0, 0.1, 9)}, method={"name": "mse"}),
         kept_float={"n": "an operator of no known kind"},
     )
-    tables = {f.name for f in dataclasses.fields(ctx)} - {"reader", "target", "seed", "progress"}
+    settings = {"reader", "target", "seed", "progress", "checkpoint", "executor", "workers"}
+    tables = {f.name for f in dataclasses.fields(ctx)} - settings
     assert all(getattr(ctx, name) for name in tables), "a new table needs a place here"
     save_context(ctx, tmp_path, samples=7)
     again = load_context(tmp_path)

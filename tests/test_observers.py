@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from onnxdrp import counting
 from onnxdrp.errors import DataError, OptionError
-from onnxdrp.observers import Error, ErrorStats, Histogram, MinMax, TopAgreement
+from onnxdrp.observers import Error, ErrorStats, Histogram, MeanMinMax, MinMax, TopAgreement
 from onnxdrp.quantization import Range
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -31,10 +32,16 @@ TAME = st.builds(
 )
 
 
-def state(observer):
-    if isinstance(observer, Histogram):
-        return observer.exponent, observer.counts.tolist(), observer.extremes
-    return observer
+@pytest.fixture(scope="module", autouse=True, params=["numpy", "numba"])
+def _way(request):
+    """Each test counts by numpy, then by numba."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numba":
+            pytest.importorskip("numba")
+            counting.load()
+        else:
+            patch.setattr(counting, "compiled_loops", lambda: None)
+        yield
 
 
 def seen(kind, *parts):
@@ -70,7 +77,7 @@ def test_nothing_seen():
         assert observer.count == 0
     histogram = seen(Histogram, np.zeros((0, 3), np.float32))
     assert histogram.result().percentile() == Range(0, 0)
-    assert state(histogram) == state(Histogram())
+    assert histogram == Histogram()
 
 
 @pytest.mark.parametrize("kind", [MinMax, Histogram])
@@ -83,8 +90,17 @@ def test_nan_and_infinity_are_counted_and_left_out(kind):
     extremes = observer if kind is MinMax else observer.extremes
     assert extremes.nonfinite == 5
     extremes.nonfinite = 0
-    assert state(observer) == state(clean)
-    assert seen(kind, np.array([np.nan, np.inf])).result() is not None
+    assert observer == clean
+    assert seen(kind, np.array([np.nan, np.inf])).nonfinite == 2
+
+
+def test_the_sign_of_zero_leaves_no_trace():
+    for kind in (MinMax, Histogram):
+        one = seen(kind, np.array([0.0, -0.0, 0.0, -0.0], np.float32))
+        two = seen(kind, np.float32(-0.0), np.zeros(3, np.float32))
+        assert pickle.dumps(one) == pickle.dumps(two)
+        extremes = one if kind is MinMax else one.extremes
+        assert [math.copysign(1, x) for x in (extremes.low, extremes.high)] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +127,40 @@ def test_scalars_and_python_numbers():
     assert seen(Histogram, np.array(-3.0)).percentile() == Range(-3, -3)
 
 
+# --- mean extremes -----------------------------------------------------------------------------
+
+
+def test_mean_extremes_are_the_mean_of_each_samples():
+    samples = np.random.default_rng(0).standard_normal((40, 3, 500)).astype(np.float32)
+    samples *= np.linspace(0.1, 7, 40, dtype=np.float32)[:, None, None]
+    wide = samples.reshape(40, -1).astype(np.float64)
+    whole = seen(MeanMinMax, *samples)
+    assert whole.samples == 40
+    assert whole.result().low == pytest.approx(wide.min(1).mean(), rel=1e-14)
+    assert whole.result().high == pytest.approx(wide.max(1).mean(), rel=1e-14)
+    assert whole.result().high < 0.7 * seen(MinMax, samples).high
+    assert seen(MeanMinMax, samples).result() == seen(MinMax, samples).result()  # one sample
+    shards = [seen(MeanMinMax, *samples[start : start + 8]) for start in range(0, 40, 8)]
+    for shard in shards[1:]:
+        shards[0].merge(shard)
+    assert shards[0].samples == 40
+    assert shards[0].lows == pytest.approx(whole.lows, rel=1e-13)
+    assert shards[0].highs == pytest.approx(whole.highs, rel=1e-13)
+
+
+def test_mean_extremes_leave_out_samples_without_values():
+    nan = np.full(3, np.nan, np.float32)
+    observer = seen(MeanMinMax, np.array([1, np.inf, 3]), nan, np.zeros(0), np.array([-5.0, 5.0]))
+    assert observer == MeanMinMax(lows=-4, highs=8, samples=2, nonfinite=4)
+    assert observer.result() == Range(-2, 4)
+    assert MeanMinMax().result() == Range(0, 0)
+
+
+def test_only_mean_extremes_ask_for_each_sample():
+    kinds = (MinMax, MeanMinMax, Histogram, Error, TopAgreement)
+    assert [getattr(kind(), "each_sample", False) for kind in kinds] == [0, 1, 0, 0, 0]
+
+
 # --- the monoid --------------------------------------------------------------------------------
 
 
@@ -120,40 +170,40 @@ def test_scalars_and_python_numbers():
 def test_any_cut_and_order_gives_the_same_bits(kind, parts, random):
     whole = seen(kind, np.concatenate(parts))
     one_by_one = seen(kind, *random.sample(parts, len(parts)))
-    assert state(one_by_one) == state(whole)
+    assert one_by_one == whole
     shards = [seen(kind, part) for part in random.sample(parts, len(parts))]
     tree = kind()
     for shard in shards:
         before = copy.deepcopy(shard)
         tree.merge(shard)
-        assert state(shard) == state(before)  # merging leaves the other alone
-    assert state(tree) == state(whole)
+        assert shard == before  # merging leaves the other alone
+    assert tree == whole
     right = kind()
     for shard in shards:
         shard.merge(right)
         right = shard
-    assert state(right) == state(whole)
+    assert right == whole
 
 
 def test_states_pickle_and_copies_go_their_own_way():
     values = np.random.default_rng(0).standard_normal((2, 500)).astype(np.float32)
-    for kind, arrays in ((MinMax, values[:1]), (Histogram, values[:1]), (Error, values),
-                         (TopAgreement, values)):  # fmt: skip
+    for kind, arrays in ((MinMax, values[:1]), (MeanMinMax, values[:1]), (Histogram, values[:1]),
+                         (Error, values), (TopAgreement, values)):  # fmt: skip
         observer = kind()
         observer.update(*arrays)
         back = pickle.loads(pickle.dumps(observer))
-        assert state(back) == state(observer)
+        assert back == observer
         twin = copy.deepcopy(observer)
         twin.update(*(array * 1e3 for array in arrays))
-        assert state(back) == state(observer)
-        assert state(twin) != state(observer)
+        assert back == observer
+        assert twin != observer
 
 
 def test_float64_values_beyond_float32():
     values = np.array([1e300, -1e-300, 5.0, -7e299, 0.0])
     parts = [values[:1], values[1:3], values[3:], np.array([2, -3], np.float32)]
     wholes = [seen(Histogram, *order) for order in itertools.permutations(parts)]
-    assert all(state(whole) == state(wholes[0]) for whole in wholes)
+    assert all(whole == wholes[0] for whole in wholes)
     assert wholes[0].counts.sum() == 7
     assert wholes[0].percentile(100) == Range(-7e299, 1e300)
 
@@ -182,6 +232,43 @@ def test_mirrored_values_give_the_mirror_image():
     assert one.counts.max() > 3
 
 
+@given(WILD, st.integers(0, 20))
+def test_zeros_of_either_sign_are_counted(values, extra):
+    values = np.concatenate([values, np.zeros(extra, np.float32), -np.zeros(extra, np.float32)])
+    histogram = seen(Histogram, values)
+    assert histogram.zeros == np.count_nonzero(values == 0)
+    assert histogram.counts[histogram.bins] >= histogram.zeros
+    twice = copy.deepcopy(histogram)
+    twice.merge(histogram)
+    assert twice.zeros == 2 * histogram.zeros
+
+
+def test_histograms_are_equal_by_all_they_hold():
+    values = np.random.default_rng(0).standard_normal(100).astype(np.float32)
+    histogram = seen(Histogram, values)
+    assert histogram == seen(Histogram, values[::-1])
+    assert histogram != seen(Histogram, values[1:])
+    assert Histogram() == Histogram() != Histogram(64)
+    assert histogram != "a histogram"
+    for change in ({"zeros": 1}, {"exponent": 3}, {"extremes": MinMax()}):
+        twin = copy.deepcopy(histogram)
+        vars(twin).update(change)
+        assert twin != histogram
+
+
+def test_a_new_histogram_takes_no_memory():
+    tracemalloc.start()
+    many = [Histogram() for _ in range(100)]
+    assert tracemalloc.get_traced_memory()[1] < 200_000
+    tracemalloc.stop()
+    assert many[0].counts.shape == (8192,)
+    assert not many[0].counts.any()
+    many[0].merge(many[1])
+    many[0].merge(seen(Histogram, np.ones(3)))
+    assert many[0].counts.sum() == 3
+    assert not many[1].counts.any()
+
+
 def test_memory_is_bounded():
     values = np.random.default_rng(0).standard_normal(4_000_000).astype(np.float32)
     for kind in (MinMax, Histogram, Error):
@@ -191,7 +278,7 @@ def test_memory_is_bounded():
         observer.update(*arrays)
         assert tracemalloc.get_traced_memory()[1] < 2_000_000  # the values are 16,000,000
         tracemalloc.stop()
-        assert len(pickle.dumps(observer)) < 40_000
+        assert len(pickle.dumps(observer)) < 70_000  # 2 * 4096 counters of 8 bytes
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -7.25, 1e-30, 1e-45, 3e38])
@@ -348,3 +435,21 @@ def test_agreement_along_another_axis():
     for empty in (np.ones(()), np.ones((3, 0))):
         with pytest.raises(DataError, match="no classes"):
             TopAgreement().update(empty, empty)
+
+
+def test_more_values_than_an_int32_counts(monkeypatch):
+    parts = [np.random.default_rng(i).standard_normal(700).astype(np.float32) for i in range(4)]
+    small = seen(Histogram, *parts)
+    assert small.counts.dtype == np.int32
+    monkeypatch.setattr("onnxdrp.observers._MANY", 1500)
+    large = seen(Histogram, *parts)
+    assert large.counts.dtype == np.int64
+    assert large == small
+    merged = Histogram()
+    for part in parts:
+        other = seen(Histogram, part)
+        assert other.counts.dtype == np.int32
+        merged.merge(other)
+    assert merged.counts.dtype == np.int64
+    assert merged == small
+    assert merged.percentile(99) == small.percentile(99)

@@ -611,3 +611,33 @@ def test_constant_zero_and_empty_tensors_are_fine():
         assert found["z", "Histogram"].zeros == 40
         assert found["e", "Histogram"].extremes.count == 0
     assert found["s", "MinMax"] == Range(1.0, 4.0)
+
+
+def test_percentiles_are_those_of_onnxruntime_within_a_bin(tmp_path):
+    from onnxruntime.quantization import CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    proto = conv_net()
+    (tmp_path / "net.onnx").write_bytes(proto.SerializeToString())
+    model = Model.from_proto(proto)
+    reader, _ = reader_of(model, samples=24, batch=24)
+    calibrator = create_calibrator(
+        str(tmp_path / "net.onnx"),
+        augmented_model_path=str(tmp_path / "augmented.onnx"),
+        calibrate_method=CalibrationMethod.Percentile,
+        extra_options={"num_bins": 4096, "percentile": 98.77},
+    )
+    calibrator.collect_data(reader)
+    theirs = calibrator.compute_data().data
+    names = [name for name in NAMES if name in theirs]
+    assert len(names) >= 4
+    found = observe(model, reader, {n: Tap(n, Histogram()) for n in names})
+    for name, histogram in found.items():
+        low, high = theirs[name].range_value  # of |x|, cut to the extremes
+        got = histogram.percentile(98.77, tails="abs")
+        extremes = histogram.extremes
+        bins = histogram.width + max(-extremes.low, extremes.high) / 4096
+        # they take the inner edge of a bin, we the outer one
+        assert max(got.low, extremes.low) == pytest.approx(float(low), abs=bins)
+        assert min(got.high, extremes.high) == pytest.approx(float(high), abs=bins)
+        assert got.high < max(-extremes.low, extremes.high) - 4 * histogram.width  # not all of it

@@ -1,7 +1,7 @@
 """Calibration beside bare inference and beside onnxruntime's calibrators: seconds and memory.
 
 Every measurement is a process of its own. Its time runs from after the imports to the result, the
-opening of the model included; how long it took until then has a column of its own. numba, which
+opening of the model included; how long it took until then has a column of its own. llvmlite, which
 counting loads once it pays, is in the time, unless --preload makes it one of the imports. The
 memory is the peak of what the process has of its own (RssAnon, every 2 ms), imports included;
 beside it stands the peak of the whole resident set (VmHWM), which has mapped libraries too. Images
@@ -34,7 +34,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -170,7 +169,7 @@ class Job:
 
     Attributes:
         limit: Calibrate's memory_limit, in bytes.
-        preload: load numba among the imports, not when counting would.
+        preload: load llvmlite among the imports, not when counting would.
     """
 
     kind: str
@@ -209,8 +208,9 @@ def ours(setup: Setup, job: Job) -> Work:
     from onnxdrp.pipeline import PassContext
 
     if job.preload and job.method != "minmax":  # which never loads it
-        with suppress(ImportError):  # without numba it counts in another way
-            import onnxdrp.compiled  # noqa: F401
+        from onnxdrp.counting import compiled_count
+
+        compiled_count()
 
     class Images(DataReader):
         """The images one by one; counts how many were read, and so the passes."""
@@ -601,7 +601,7 @@ def _most_mb(gigabytes: float) -> float:
 @click.option("--most-seconds", default=240.0, show_default=True, help="A process may take.")
 @click.option("--memory-limit", default=1024.0, show_default=True, help="Calibrate's, in MB.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--preload", is_flag=True, help="numba is one of the imports.")
+@click.option("--preload", is_flag=True, help="llvmlite is one of the imports.")
 @click.option("--child", "job", hidden=True)
 def main(
     shared: Path | None,
@@ -651,7 +651,7 @@ def main(
                 json_file.write_text(json.dumps({b.setup.name: b.runs for b in benches}, indent=1))
     loading = "one of the imports" if preload else "in the time"
     print(f"onnxruntime {ort.__version__}, {os.cpu_count()} cores, medians of {repeats}, ", end="")
-    print(f"loading numba is {loading}\n")
+    print(f"loading llvmlite is {loading}\n")
     if "time" in wanted:
         print(time_table(benches, chosen), end="\n\n")
     if "peers" in wanted:

@@ -1,12 +1,16 @@
 """What it costs to look at each value of an activation: nanoseconds a value, by way and by data.
 
 Medians of one run in which the ways take turns. A value is float32, in arrays of 2^20 that do not
-fit in the processor's cache together. Run: python benchmarks/counting.py
+fit in the processor's cache together. Before it, what making the compiled code costs a process that
+has numpy already, files in the system's cache: the median of CPU seconds, and on Linux its memory
+before and after, of its own and in mapped files. Run: python benchmarks/counting.py
 """
 
 import argparse
 import copy
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -82,14 +86,14 @@ class MinAndMax:
 
 
 class NumpyHistogram(Histogram):
-    """Histogram as it is without numba."""
+    """Histogram as it is without compiled code."""
 
     def update(self, *arrays: Array) -> None:
-        loops, counting.compiled_loops = counting.compiled_loops, lambda: None
+        way, counting.compiled_count = counting.compiled_count, lambda: None
         try:
             super().update(*arrays)
         finally:
-            counting.compiled_loops = loops
+            counting.compiled_count = way
 
 
 def ways() -> dict[str, Callable[[], object]]:
@@ -100,10 +104,13 @@ def ways() -> dict[str, Callable[[], object]]:
         "upper 16 bits, numpy": UpperBits,
         "Histogram, numpy": NumpyHistogram,
     }
-    if njit is not None and counting.load() is not None:
+    if counting.compiled_count() is not None:
+        counting._counted = counting._PAY  # from the first value on
+        table["Histogram, compiled"] = Histogram
+    if njit is not None:
         global _upper_bits
         _upper_bits = njit(nogil=True)(_upper_bits)
-        table |= {"upper 16 bits, numba": CompiledUpperBits, "Histogram, numba": Histogram}
+        table["upper 16 bits, numba"] = CompiledUpperBits
     return table
 
 
@@ -125,21 +132,54 @@ def measure(
     return {name: statistics.median(found) / size * 1e9 for name, found in times.items()}
 
 
+LOADING = """
+import time
+from pathlib import Path
+import onnxdrp.counting
+
+def memory():
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return [int(x.split()[1]) / 1024 for x in lines if x.startswith(("RssAnon", "RssFile"))]
+
+time.sleep(0.2)  # numpy's threads have come to rest
+before, started = memory(), time.process_time()
+onnxdrp.counting.compiled_count()
+print(time.process_time() - started, *before, *memory())
+"""
+
+
+def loading(repeats: int) -> str:
+    """What making the compiled code costs, told in a line."""
+    command = [sys.executable, "-c", LOADING]
+    printed = [subprocess.check_output(command, text=True).split() for _ in range(repeats + 1)]
+    found = [[float(x) for x in line] for line in printed[1:]]  # the first may read from the disk
+    seconds, *memory = map(statistics.median, zip(*found, strict=True))
+    line = f"loading: {seconds:.3f} s of CPU"
+    if memory:
+        own, files, own_after, files_after = memory
+        line += f", MB of its own {own:.0f} -> {own_after:.0f}, mapped {files:.0f} -> "
+        line += f"{files_after:.0f}"
+    return line
+
+
 def overheads(repeats: int) -> dict[str, float]:
     """The median microseconds of what is done for each tensor and shard, not for each value."""
     small = np.random.default_rng(0).standard_normal(256, np.float32)
     new, filled, wider, extremes = Histogram(), Histogram(), Histogram(), MinMax()
-    filled.update(small)
+    growing = Histogram()
+    for observer in (filled, growing):
+        observer.update(small)
     wider.update(small * 4)
     todo: dict[str, Callable[[], object]] = {
         "Histogram()": Histogram,
         "copy of a new one": lambda: copy.deepcopy(new),
         "copy of a filled one": lambda: copy.deepcopy(filled),
-        "merge, equal widths": lambda: filled.merge(filled),
+        "merge, equal widths": lambda: growing.merge(filled),
         "merge into a wider one": lambda: wider.merge(filled),
         "merge into a new one": lambda: Histogram().merge(filled),
         "MinMax, 256 values": lambda: extremes.update(small),
-        "Histogram, 256 values": lambda: filled.update(small),
+        "Histogram, 256 values": lambda: growing.update(small),
     }
     found = {}
     for name, do in todo.items():
@@ -158,6 +198,7 @@ def main() -> None:
     parser.add_argument("--elements", type=int, default=16 * SIZE, help="values of each kind")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    print(loading(options.repeats), end="\n\n")
     rng, table = np.random.default_rng(0), ways()
     columns = {}
     for name, shape in DATA.items():

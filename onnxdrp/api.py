@@ -405,7 +405,7 @@ def quantize(
             without any data the report has no figures of fidelity.
         target: a profile's name, or the path of one.
         method: minmax, mean-minmax, percentile, entropy, mse or sigma (see `Calibrate`); default
-            percentile.
+            that of another option, such as percentile, else mse.
         percentile: share of values inside the range, in percent; default 99.999.
         tails: two, one or abs: at which ends percentile leaves values out; default two.
         sigmas: how many standard deviations sigma goes from the mean.

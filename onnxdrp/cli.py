@@ -177,7 +177,7 @@ _measuring = _options(
     click.option("--method",
                  type=click.Choice(
                      ["minmax", "mean-minmax", "percentile", "entropy", "mse", "sigma"]),
-                 help="How ranges are taken [percentile]."),
+                 help="How ranges are taken [mse]."),
     click.option("--percentile", type=float, help="Share inside the range [99.999]."),
     click.option("--tails", type=click.Choice(["two", "one", "abs"]),
                  help="Where the percentile leaves values out [two]."),

@@ -158,7 +158,7 @@ class _Work:
         self._tapped = tapped or {}
         self._models: Mapping[str, Model | Path] = models
         self._pairs = {key: tap.pairs() for key, tap in taps.items()}
-        self._fresh = {key: _pickled(tap.observer) for key, tap in taps.items()}  # none is shared
+        self._fresh = _pickled(taps)
         self._given, self._opened = runners, runners
         self._lock = threading.Lock()
         # after which tap a tensor can go
@@ -184,7 +184,8 @@ class _Work:
             self._opened = self._given
 
     def fresh(self) -> dict[Hashable, Observer]:
-        return {key: pickle.loads(observer) for key, observer in self._fresh.items()}
+        observers: dict[Hashable, Observer] = pickle.loads(self._fresh)
+        return observers
 
     def save(self, folder: Path, token: str) -> None:
         """Write what `load` reads; models that are there already are not written again."""
@@ -242,7 +243,7 @@ class _Work:
             for key in later:
                 pairs = self._pairs[key]
                 rows = _sample([values[pair] for pair in pairs], i, len(batch.samples))
-                observer: Observer = pickle.loads(self._fresh[key])
+                observer = self.fresh()[key]
                 observer.update(*rows)
                 if observer.nonfinite:
                     odd = ((p, v) for p, v in zip(pairs, rows, strict=True) if _is_odd(v))
@@ -286,9 +287,11 @@ def named(models: "Mapping[str, Model]", bad: NotFinite) -> BadSample:
     return BadSample(bad.sample, model, tensor, made_by[0].name if made_by else "", bad.what)
 
 
-def _pickled(observer: Observer) -> bytes:
+def _pickled(taps: Mapping[Hashable, Tap]) -> bytes:
+    """The observers of some taps; one that several of them have becomes one for each."""
     try:
-        return pickle.dumps(observer)
+        apart = {key: pickle.loads(pickle.dumps(tap.observer)) for key, tap in taps.items()}
+        return pickle.dumps(apart)
     except (pickle.PicklingError, AttributeError, TypeError) as e:
         raise OptionError(
             f"an observer cannot be pickled ({e}); define its class at the top of a module"

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from onnxdrp.batches import Batching, Shard, Source, fitting_size, samples_of, static_batch
 from onnxdrp.checkpoint import Checkpoint, State, identity, new_observers
-from onnxdrp.counting import expect
+from onnxdrp.counting import compiled_count, expect
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.executing import available_cores, in_order, own_or_threads
 from onnxdrp.independence import are_independent
@@ -137,7 +137,7 @@ class _Study:
             whole,
             sum(v.nbytes for n, v in first.items() if n not in whole),
         )
-        self.skip = False
+        self.skip = self.many = False
         self.groups: list[list[Hashable]] = []
         self.jobs: list[Job] = []
 
@@ -146,7 +146,8 @@ class _Study:
         sizes = self._sizes()
         total = max(1, sum(sizes.values()))
         counted = (t.pairs() for t in self.taps.values() if isinstance(t.observer, Histogram))
-        expect(sum(sizes[p] // 4 for pairs in counted for p in pairs) * (self.reader.samples or 0))
+        values = sum(sizes[pair] // 4 for pairs in counted for pair in pairs)
+        self.many = expect(values * (self.reader.samples or 0))
         size = min(fitting_size(total), max(1, self.memory_limit // total))
         self.groups = _grouped(self.taps, sizes, self.memory_limit)
         whole = self.batching.whole
@@ -204,6 +205,10 @@ class _Study:
             told = len(state.bad)
 
         tell()  # those in the checkpoint
+        if not remote:
+            if self.many:
+                pool.submit(compiled_count)  # takes as long as opening the sessions beside it
+            self.jobs[min(state.group, len(self.jobs) - 1)].runners()
         while state.group < len(self.groups):
             job = self.jobs[state.group]
             job.leave_out(frozenset(b.sample for b in state.bad))

@@ -224,7 +224,8 @@ class Histogram:
         peak = max(-low, high, 0.0)
         needed = math.frexp(peak)[1] - (self.bins.bit_length() - 1) if peak else _FINEST
         if needed > self.exponent:
-            self.counts = _coarser(self.counts, needed - self.exponent)
+            if self.extremes.count:  # else there is nothing to merge
+                self.counts = _coarser(self.counts, needed - self.exponent)
             self.exponent = needed
         return True
 

@@ -286,8 +286,19 @@ class _Forward:
         return replace(shard, batches=tuple(self._forward(batch) for batch in shard.batches))
 
     def _forward(self, batch: Batch) -> Batch:
-        feeds = {name: part.run(batch.feeds[name]) for name, part in self.segments.items()}
+        feeds = {
+            name: {tensor: _own(v) for tensor, v in part.run(batch.feeds[name]).items()}
+            for name, part in self.segments.items()
+        }
         return replace(batch, feeds=feeds)
+
+
+def _own(value: Any) -> Any:
+    """The array in memory of its own: onnxruntime's, and the reader's, is not to be held for long.
+
+    Sequences of tensors, which Loop bodies and the like make, stay as they are.
+    """
+    return np.array(value, order="C") if isinstance(value, np.ndarray) else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -349,15 +360,14 @@ class _Shelf:
         self._files = self._end = 0
 
     def put(self, array: Any) -> Any:
-        """The array, in memory of its own, or as a _Spilled in a file."""
+        """The array, which becomes read-only, or a _Spilled in a file."""
         if not isinstance(array, np.ndarray):
-            return array  # a sequence of tensors, which only Loop bodies and the like make
+            return array
         if self.held + array.nbytes <= self.limit:
             self.held += array.nbytes
-            kept = np.array(array, order="C")  # onnxruntime's memory is not to be held for long
-            kept.flags.writeable = False
-            return kept
-        return self._spill(np.ascontiguousarray(array))
+            array.flags.writeable = False
+            return array
+        return self._spill(array)
 
     def drop(self, value: Array | _Spilled) -> None:
         """Forget an array."""

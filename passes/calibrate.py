@@ -29,6 +29,7 @@ __all__ = ["Calibrate", "Method"]
 Method = Literal["minmax", "mean-minmax", "percentile", "entropy", "mse", "sigma"]
 
 _OPTIONS = {"percentile": "percentile", "tails": "percentile", "sigmas": "sigma"}
+_DEFAULT = "mse"  # the figures of all are in the README
 _TOLD = 3  # names or samples in a warning
 
 
@@ -43,7 +44,8 @@ class Calibrate(Pass):
         method: "minmax", the extremes; "mean-minmax", the mean of each sample's extremes (what
             onnxruntime calls a moving average); "percentile" leaves out the outermost values;
             "entropy" loses least by Kullback-Leibler divergence, "mse" by squared error, both for
-            the target's integers; "sigma" reaches from the mean by standard deviations.
+            the target's integers; "sigma" reaches from the mean by standard deviations. None: the
+            method that another option belongs to, else "mse".
         percentile: percent of the values of a tensor that its range keeps.
         tails: where percentile leaves values out: "two", half of the rest at each end; "one", the
             rest at each end; "abs", the rest of |x|, for a range symmetric about 0.
@@ -59,7 +61,7 @@ class Calibrate(Pass):
     name: ClassVar[str] = "calibrate"
     keeps_results: ClassVar[bool] = True
 
-    method: Method = "percentile"
+    method: Method | None = None
     percentile: float = 99.999
     tails: Literal["two", "one", "abs"] = "two"
     sigmas: float = 6.0
@@ -69,6 +71,10 @@ class Calibrate(Pass):
     memory_limit: int = 1 << 30
 
     def __post_init__(self) -> None:
+        if self.method is None:
+            options = (o for o in dataclasses.fields(self) if o.name in _OPTIONS)
+            told = (_OPTIONS[o.name] for o in options if getattr(self, o.name) != o.default)
+            object.__setattr__(self, "method", next(told, _DEFAULT))
         if self.method not in get_args(Method):
             known = ", ".join(get_args(Method))
             raise OptionError(f"method {self.method!r}: there are {known}")

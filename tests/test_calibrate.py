@@ -71,9 +71,9 @@ def test_percentile_leaves_out_what_is_rare():
     width = 1000 / 1024  # a bin: at least half of the 2048 are in use
     assert low - width <= percent.ranges["x"].low <= low
     assert high <= percent.ranges["x"].high <= high + width
-    _, default, _ = calibrate(proto, feeds)
+    _, default, _ = calibrate(proto, feeds, method="percentile")
     _, named, _ = calibrate(proto, feeds, method="percentile", percentile=99.999)
-    assert default.ranges == named.ranges
+    assert default.ranges == named.ranges != percent.ranges
 
 
 def test_batches_and_memory_do_not_change_a_range():
@@ -137,7 +137,7 @@ def test_bad_options():
         ({"method": "sigma", "sigmas": 0.0}, r"outside \(0, 1000\]"),
         ({"method": "minmax", "percentile": 99.0}, "percentile belongs to the method percentile"),
         ({"method": "entropy", "tails": "abs"}, "tails belongs to the method percentile, not to e"),
-        ({"sigmas": 4.0}, "sigmas belongs to the method sigma, not to percentile"),
+        ({"sigmas": 4.0, "tails": "abs"}, "sigmas belongs to the method sigma, not to percentile"),
         ({"memory_limit": 0}, "give a number of bytes above 0"),
         ({"exclude": ("",)}, "no selector"),
     ):
@@ -467,3 +467,10 @@ def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path):
     assert again[-1] == 640
     assert ctx.calibration == want.calibration
     assert not path.exists()
+
+
+def test_an_option_chooses_its_method():
+    assert Calibrate().method == "mse"
+    assert Calibrate(percentile=99.0).method == Calibrate(tails="one").method == "percentile"
+    assert Calibrate(sigmas=4.0).method == "sigma"
+    assert Calibrate(exclude=("Add",)).method == "mse"

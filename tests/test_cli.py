@@ -479,7 +479,7 @@ def test_calibration_options_that_would_be_ignored_are_refused(net, optimize, ou
         refused(optimize(more=["--recipe", recipe, *more]), "does not go with recipe")
     refused(optimize(more=["--recipe", recipe, "--save-ranges", out]), "no pass", "calibrates")
     refused(optimize(more=["--method", "minmax", "--percentile", 99]), "percentile belongs to")
-    refused(optimize(more=["--sigmas", 3]), "sigmas belongs to the method sigma")
+    refused(optimize(more=["--sigmas", 3, "--tails", "abs"]), "sigmas belongs to the method sigma")
     refused(optimize(more=["--percentile", 101]), "outside [50, 100]")
 
 

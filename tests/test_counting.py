@@ -1,7 +1,6 @@
-"""Counting: each value in its bin, told one by one; numba and numpy give the same bits."""
+"""Counting: each value in its bin, told one by one; compiled code and numpy give the same bits."""
 
 import copy
-import os
 import subprocess
 import sys
 import threading
@@ -11,12 +10,12 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxdrp import counting
-from onnxdrp.counting import BLOCK, count, count_by_numpy, extremes
+from onnxdrp.counting import BLOCK, count, count_by_numpy
 from onnxdrp.observers import Histogram, MinMax
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 1.0, -1.0, 3.4028235e38, -3.4028235e38,
@@ -29,13 +28,20 @@ FLOATS = st.one_of(
 VALUES = hnp.arrays(np.float32, st.integers(1, 80), elements=FLOATS)
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    """The compiled loops, used from the first value on."""
-    pytest.importorskip("numba")
-    loops = counting.load()
-    assert loops is not None
-    return loops
+@pytest.fixture(scope="module", autouse=True)
+def _from_the_first_value_on():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "_counted", counting._PAY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """`count` in machine code."""
+    pytest.importorskip("llvmlite")
+    way = counting.compiled_count()
+    assert way is not None
+    return way
 
 
 def both(values, limit, bins, start=0):
@@ -43,9 +49,10 @@ def both(values, limit, bins, start=0):
     scale = bins / limit
     results = []
     for way in (count, count_by_numpy):
-        counts = np.arange(2 * bins)  # not zeros: counting adds
+        before = np.arange(2 * bins, dtype=np.int32)  # not zeros: counting adds
+        counts = before.copy()
         found = way(values, start, limit, scale, counts)
-        results.append((tuple(found), (counts - np.arange(2 * bins)).tolist()))
+        results.append((tuple(found), (counts - before).tolist()))
     return results
 
 
@@ -59,10 +66,9 @@ def both(values, limit, bins, start=0):
 )
 @example(np.array(SPECIAL[:9], np.float32), 2.0**128, 4096)
 @example(np.array(SPECIAL[-2:], np.float32), 1.0, 4096)
-@settings(deadline=None)  # the first one loads numba
-def test_both_ways_count_each_value_in_its_bin(values, limit, bins):
-    pytest.importorskip("numba")
-    counting.load()
+@example(np.array([-np.nan], np.float32), 1.0, 4096)
+@example(np.array([-1.0, -1.0000001, 1.0, 1.0000001], np.float32), 8.0, 4096)
+def test_both_ways_count_each_value_in_its_bin(compiled, values, limit, bins):
     one, two = both(values, limit, bins)
     assert one == two
     (stop, low, high, zeros), counts = one
@@ -77,20 +83,9 @@ def test_both_ways_count_each_value_in_its_bin(values, limit, bins):
     assert zeros == np.count_nonzero(values == 0)
 
 
-@given(VALUES)
-@example(np.array([0.0, -0.0], np.float32))
-@example(np.array([-np.nan], np.float32))
-@settings(deadline=None)
-def test_both_ways_find_the_same_extremes(values):
-    pytest.importorskip("numba")
-    loops = counting.compiled_loops()
-    compiled, plain = loops.extremes(values), extremes(values)
-    assert np.isfinite(compiled).all() == np.isfinite(plain).all() == np.isfinite(values).all()
-    if not np.isnan(values).any():
-        assert compiled == plain == (values.min(), values.max())
-
-
-@pytest.mark.parametrize("size", [4095, 4096, 4097, 4099, BLOCK - 1, BLOCK, 3 * BLOCK + 5])
+@pytest.mark.parametrize(
+    "size", [4095, 4097, 8191, 8192, 8193, 8195, BLOCK - 1, BLOCK, 3 * BLOCK + 5]
+)
 def test_long_arrays(compiled, size):
     rng = np.random.default_rng(size)
     for values in (
@@ -122,43 +117,49 @@ def test_arrays_that_cannot_be_written(compiled):
     writable, _ = both(values, 8.0, 64)
     values.flags.writeable = False
     assert both(values, 8.0, 64) == [writable, writable]
-    assert compiled.extremes(values) == extremes(values)
 
 
-def test_the_longest_arrays_are_left_to_numpy(compiled):
-    assert counting._loops((1 << 31) - 1) is compiled
-    assert counting._loops(1 << 31) is None
+def test_counters_of_either_width(compiled):
+    values = np.random.default_rng(0).standard_normal(9000).astype(np.float32)
+    for size in (100, 9000):
+        narrow, wide = np.ones(8192, np.int32), np.full(8192, 1 << 40)
+        assert compiled(values[:size], 0, 8.0, 512.0, narrow) == compiled(
+            values[:size], 0, 8.0, 512.0, wide
+        )
+        np.testing.assert_array_equal(narrow - 1, wide - (1 << 40))
+        assert narrow.sum() - 8192 == size
 
 
-def test_numba_is_loaded_when_it_pays(monkeypatch):
-    loaded = []
-    monkeypatch.setattr(counting, "_loading", None)
+def test_bins_may_change_from_call_to_call(compiled):
+    values = np.random.default_rng(0).standard_normal(9000).astype(np.float32)
+    for bins in (64, 4096, 64, 2):
+        one, two = both(values, 8.0, bins)
+        assert one == two
+
+
+def test_an_array_that_the_counters_cannot_take_is_left_to_numpy(compiled, monkeypatch):
+    used = []
+    monkeypatch.setattr(counting, "compiled_count", lambda: used.append(1))
+    monkeypatch.setattr(counting, "_MANY", 3000)
+    both(np.ones(3000, np.float32), 8.0, 64)
+    both(np.ones(2999), 8.0, 64)
+    assert used == []
+    both(np.ones(2999, np.float32), 8.0, 64)
+    assert used == [1]
+
+
+def test_code_is_compiled_once_that_pays(monkeypatch):
+    used = []
     monkeypatch.setattr(counting, "_counted", 0)
     monkeypatch.setattr(counting, "_PAY", 5000)
-    monkeypatch.setattr(counting, "compiled_loops", lambda: loaded.append(1))
+    monkeypatch.setattr(counting, "compiled_count", lambda: used.append(1))
     values = np.ones(2500, np.float32)
     histogram = Histogram()
-    histogram.update(values.astype(np.float64))  # numpy's in any case
-    histogram.update(values[:2000])
-    counting.expect(5000)
-    assert counting._loading is None
-    histogram.update(values, values)
-    counting._loading.join(10)
-    assert loaded == [1]
-    counting.load()
-    counting.expect(1 << 40)
-    assert loaded == [1, 1]  # the thread's and load's own; no second thread
-
-
-def test_what_will_be_counted_loads_numba_before(monkeypatch):
-    loaded = []
-    monkeypatch.setattr(counting, "_loading", None)
-    monkeypatch.setattr(counting, "compiled_loops", lambda: loaded.append(1))
-    counting.expect(counting._PAY)
-    assert counting._loading is None
-    counting.expect(counting._PAY + 1)
-    counting._loading.join(10)
-    assert loaded == [1]
+    histogram.update(values, values[:2499])
+    histogram.update(values[:1])
+    assert used == []
+    histogram.update(values)
+    assert used == [1]
 
 
 # --- histograms ---------------------------------------------------------------------------------
@@ -192,13 +193,11 @@ def views():
 
 
 @pytest.mark.parametrize("name", views())
-def test_any_array_gives_the_same_with_and_without_numba(name, monkeypatch):
-    pytest.importorskip("numba")
-    counting.load()
+def test_any_array_gives_the_same_either_way(compiled, monkeypatch, name):
     array = views()[name]
     fast, slow = Histogram(), Histogram()
     fast.update(array)
-    monkeypatch.setattr(counting, "compiled_loops", lambda: None)
+    monkeypatch.setattr(counting, "compiled_count", lambda: None)
     slow.update(array)
     assert fast == slow
     exact = np.asarray(array, np.float64).ravel()
@@ -224,7 +223,7 @@ def grown(order, bad):
 @pytest.mark.parametrize("bad", [False, True])
 def test_a_range_that_grows_within_an_array(compiled, monkeypatch, bad):
     fast = [grown(order, bad) for order in ((1, 50, 3000), (3000, 1, 50))]
-    monkeypatch.setattr(counting, "compiled_loops", lambda: None)
+    monkeypatch.setattr(counting, "compiled_count", lambda: None)
     slow = [grown(order, bad) for order in ((50, 3000, 1), (1, 50, 3000))]
     assert fast[0] == fast[1] == slow[0] == slow[1]
     assert fast[0].nonfinite == (6 if bad else 0)
@@ -237,14 +236,19 @@ def test_threads_do_not_disturb_each_other(compiled):
     ]
     alone = [Histogram() for _ in values]
     together = copy.deepcopy(alone)
+    begin = threading.Barrier(4)
 
     def work(histograms, i):
-        for _ in range(5):
+        for _ in range(20):
             histograms[i].update(values[i])
+
+    def at_once(histograms, i):
+        begin.wait(10)
+        work(histograms, i)
 
     for i in range(4):
         work(alone, i)
-    threads = [threading.Thread(target=work, args=(together, i)) for i in range(4)]
+    threads = [threading.Thread(target=at_once, args=(together, i)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -263,48 +267,86 @@ def test_memory_of_the_compiled_way_is_bounded():
     tracemalloc.stop()
 
 
-# --- where numba is missing, or has nowhere to keep its code --------------------------------------
+# --- where code cannot be compiled ----------------------------------------------------------------
 
 SCRIPT = """
-import sys, numpy as np
+import logging, sys
+import numpy as np
 {first}
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 from onnxdrp import counting
 from onnxdrp.observers import Histogram
-counting.load()
+counting._PAY = 1
 histogram = Histogram()
-histogram.update(np.arange(-30000, 60001, dtype=np.float32))
-print(histogram.counts.sum(), histogram.zeros, counting.compiled_loops() is None)
+histogram.update(np.ones(1, np.float32), np.arange(-30000, 60001, dtype=np.float32))
+print(histogram.counts.sum(), histogram.zeros, counting.compiled_count() is None)
 """
+TOLD = "activations are counted by numpy, not by compiled code: "
 
 
-def child(first="", code=SCRIPT, **environment):
+def child(first="", code=SCRIPT):
+    """What a process of its own prints."""
     command = [sys.executable, "-W", "error", "-c", code.format(first=first)]
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
-def test_without_numba():
-    assert child("sys.modules['numba'] = None") == ["90001", "1", "True"]
-    assert child(NUMBA_DISABLE_JIT="1") == ["90001", "1", "True"]
+def test_with_llvmlite(compiled):
+    assert child() == ["90002 1 False"]
 
 
-def test_importing_the_observers_leaves_numba_alone():
-    assert child(code="import sys, onnxdrp.observers; print('numba' in sys.modules)") == ["False"]
+def test_without_llvmlite():
+    told, printed = child("sys.modules['llvmlite'] = None")
+    assert told.startswith(TOLD)
+    assert "llvmlite" in told
+    assert printed == "90002 1 True"
 
 
-def test_the_code_is_kept_for_the_next_process(tmp_path):
-    pytest.importorskip("numba")
-    assert child(NUMBA_CACHE_DIR=str(tmp_path)) == ["90001", "1", "False"]
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")}
-    assert {path.suffix for path in kept} == {".nbi", ".nbc"}
-    assert child(NUMBA_CACHE_DIR=str(tmp_path)) == ["90001", "1", "False"]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb*")} == kept
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("check_jit_execution", "OSError(13, 'no')"),
+        ("parse_assembly", "RuntimeError('no')"),
+        ("create_pass_builder", "AttributeError('no')"),
+    ],
+)
+def test_where_llvm_cannot(compiled, what, error):
+    first = f"import llvmlite.binding\ndef refuse(*_):\n    raise {error}\n"
+    told, printed = child(first + f"llvmlite.binding.{what} = refuse")
+    assert told.startswith(TOLD)
+    assert told.endswith("no")
+    assert printed == "90002 1 True"
 
 
-def test_with_no_folder_to_keep_code_in():
-    pytest.importorskip("numba")
-    nowhere = "from numba.core import caching; caching.CacheImpl._locator_classes = []"
-    assert child(nowhere) == ["90001", "1", "False"]
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
+def test_where_memory_may_not_hold_new_code(compiled):
+    deny = "import ctypes; denied = ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)  # PR_SET_MDWE"
+    lines = child(deny + "\nif denied: print('cannot deny'); sys.exit()")
+    if lines == ["cannot deny"]:
+        pytest.skip("a kernel before 6.3")
+    assert lines[0].startswith(TOLD)
+    assert lines[1] == "90002 1 True"
+
+
+def test_a_processor_that_llvm_cannot_tell(compiled):
+    first = "import llvmlite.binding\ndef refuse():\n    raise RuntimeError('no')\n"
+    assert child(first + "llvmlite.binding.get_host_cpu_features = refuse") == ["90002 1 False"]
+
+
+def test_importing_the_observers_leaves_llvmlite_alone():
+    code = "import sys, onnxdrp.observers; print('llvmlite' in sys.modules)"
+    assert child(code=code) == ["False"]
+
+
+def test_what_is_expected_decides_who_counts(monkeypatch):
+    monkeypatch.setattr(counting, "_counted", 0)
+    ways = []
+    monkeypatch.setattr(counting, "compiled_count", lambda: ways.append(1))
+    assert not counting.expect(counting._PAY - 1)
+    monkeypatch.setattr(counting, "_counted", 0)
+    Histogram().update(np.ones(10, np.float32))
+    assert ways == []
+    assert counting.expect(counting._PAY)
+    Histogram().update(np.ones(10, np.float32))
+    assert ways

@@ -6,7 +6,7 @@ import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from builders import conv_net
@@ -33,7 +33,7 @@ def values(name: str, hint: Any) -> st.SearchStrategy[Any]:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         found: st.SearchStrategy[Any] = st.sampled_from(args)
-    elif origin is types.UnionType:
+    elif origin in (types.UnionType, Union):
         found = st.one_of(values("", a) for a in args)
     elif hint is types.NoneType:
         found = st.none()

@@ -90,7 +90,7 @@ class TensorRunner:
 
 
 def run_session(
-    session: "onnxruntime.InferenceSession", outputs: Sequence[str], feed: Feed
+    session: "onnxruntime.InferenceSession", outputs: Sequence[str], feed: Mapping[str, Any]
 ) -> list[Array]:
     """The outputs of a session; what onnxruntime says against the feed becomes a DataError."""
     given = {n: v if isinstance(v, list) else aligned(v) for n, v in feed.items()}  # a sequence

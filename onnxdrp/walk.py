@@ -131,7 +131,8 @@ class Stop:
         self._check()
         front = self._front
         segments = front.towards({pair for tap in taps.values() for pair in tap.pairs()})
-        job = Job({}, {**taps}, self._whole, runners=segments)
+        wanted: dict[Hashable, Tap] = dict(taps.items())
+        job = Job({}, wanted, self._whole, runners=segments)
         found: dict[Key, Any] = {}
         for result in in_order(front.pool, job, front.shards, front.workers + 1):
             if result.refused is not None:

@@ -153,7 +153,7 @@ class Calibrate(Pass):
         found = observe(
             model,
             reader,
-            {name: Tap(name, _OBSERVERS.get(self.method, Histogram)()) for name in tensors},
+            {name: Tap(name, _OBSERVERS.get(str(self.method), Histogram)()) for name in tensors},
             memory_limit=self.memory_limit,
             executor=ctx.executor,
             workers=ctx.workers,

@@ -179,11 +179,11 @@ def weights_digest(model: "Model") -> str:
     Shapes, names of nodes and the opset have no part in it: what makes ranges stale is that weights
     were pruned, trained or scaled.
     """
-    digests = model.inventory()[0]
+    digests, tensors = model.inventory()[0], model.tensors()
     found = hashlib.blake2b(digest_size=16)
-    for name in sorted(digests.keys() & set(model.weights())):
-        weight = model.weight(name)
-        if weight.ndim >= 2 and weight.dtype.kind == "f":
+    for name in sorted(digests.keys() & tensors.keys()):
+        values = model.constant(tensors[name])
+        if values is not None and values.ndim >= 2 and values.dtype.kind == "f":
             found.update(f"{name}\0{digests[name]}\0".encode())
     return found.hexdigest()
 

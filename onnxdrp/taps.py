@@ -68,9 +68,10 @@ class TensorRunner:
             tapped: how many the caller wants in all, if others are for other runners: the session
                 gives the same bits whatever part it has of them.
         """
-        wanted = list(wanted)
+        wanted, tensors = list(wanted), model.tensors()
         self.inputs = {info.name for info in model.inputs}
-        self.stored = {name: v for name in wanted if (v := model.constant(name)) is not None}
+        constants = ((name, model.constant(tensors[name])) for name in wanted)
+        self.stored = {name: values for name, values in constants if values is not None}
         self.fed = [name for name in wanted if name in self.inputs]
         self.computed = [n for n in wanted if n not in self.inputs and n not in self.stored]
         self.session: onnxruntime.InferenceSession | None = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxdrp.api import compare as compare
     from onnxdrp.api import evaluate as evaluate
     from onnxdrp.api import evaluate_detection as evaluate_detection
+    from onnxdrp.api import explain as explain
     from onnxdrp.api import info as info
     from onnxdrp.api import optimize as optimize
     from onnxdrp.api import preprocess as preprocess
@@ -42,6 +43,7 @@ _HOMES = {
         "compare",
         "evaluate",
         "evaluate_detection",
+        "explain",
         "info",
         "optimize",
         "preprocess",

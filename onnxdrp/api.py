@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
     from onnxdrp.detection import DetectionScore
     from onnxdrp.evaluation import Accuracy, Comparison
+    from onnxdrp.exclusions import TailMode
+    from onnxdrp.explanation import Explanation
     from onnxdrp.passes.calibrate import Method
     from onnxdrp.summary import Summary
     from onnxdrp.targets import Target
@@ -30,6 +32,7 @@ __all__ = [
     "compare",
     "evaluate",
     "evaluate_detection",
+    "explain",
     "info",
     "optimize",
     "preprocess",
@@ -84,6 +87,8 @@ class _Job:
         for record in report.records:
             found = record.stats.get("warnings", ())
             report.warnings += [f"{record.name}: {text}" for text in dict.fromkeys(found)]
+            if tail := record.stats.get("tail"):
+                report.summary["float_tail"] = {"nodes": len(tail), "from": tail[0], "to": tail[-1]}
         summarize(
             report,
             original,
@@ -302,6 +307,9 @@ def calibrate(
     tails: Tails | None = None,
     sigmas: float | None = None,
     exclude: Iterable[str] = (),
+    exclude_subgraph: Iterable[str] = (),
+    exclude_patterns: Path_ | None = None,
+    exclude_tail: "TailMode | None" = None,
     input_shape: Mapping[str, Sequence[int]] | None = None,
     outputs: Iterable[str] | None = None,
     skip_bad_samples: bool = False,
@@ -326,6 +334,9 @@ def calibrate(
         tails: as for `quantize`.
         sigmas: as for `quantize`.
         exclude: as for `quantize`.
+        exclude_subgraph: as for `quantize`.
+        exclude_patterns: as for `quantize`.
+        exclude_tail: as for `quantize`.
         input_shape: {input name: static shape}.
         outputs: names of tensors that become the graph's outputs.
         skip_bad_samples: as for `quantize`.
@@ -365,7 +376,7 @@ def calibrate(
         percentile=percentile,
         tails=tails,
         sigmas=sigmas,
-        exclude=tuple(exclude),
+        **_leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail),
         skip_bad_samples=skip_bad_samples,
         memory_limit=memory_limit,
     )
@@ -384,6 +395,9 @@ def quantize(
     ranges: Path_ | Sequence[Path_] = (),
     per_channel: bool | None = None,
     exclude: Iterable[str] = (),
+    exclude_subgraph: Iterable[str] = (),
+    exclude_patterns: Path_ | None = None,
+    exclude_tail: "TailMode | None" = None,
     input_shape: Mapping[str, Sequence[int]] | None = None,
     outputs: Iterable[str] | None = None,
     data: Any = None,
@@ -412,7 +426,14 @@ def quantize(
         ranges: a file of ranges, or several, to use instead of measuring; where several have a
             tensor the widest counts. Tensors that they lack are measured.
         per_channel: weight scales by output channel; default: the target's.
-        exclude: nodes to leave float, by name, glob, "re:" and a regular expression, or operator.
+        exclude: nodes to leave float: by name, by operator whatever its case (or "op:NAME"), by
+            glob, by "re:" and a regular expression.
+        exclude_subgraph: "A..B" each: what lies between these tensors or nodes stays float, the
+            nodes included; several with commas; "A.." and "..B" go to the end and from the start.
+        exclude_patterns: a CSV file of sequences of operators that stay float, as DRP-AI Quantizer
+            has them (onnxdrp.patterncsv), or a folder of such.
+        exclude_tail: auto, the default, leaves what decodes a detector's boxes and scores float
+            (onnxdrp.tails); none does not.
         input_shape: {input name: static shape}.
         outputs: names of tensors that become the graph's outputs.
         data: other, possibly labelled, data for the figures.
@@ -455,8 +476,80 @@ def quantize(
         skip_bad_samples=skip_bad_samples,
     )
     steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
-    steps += _quantization(per_channel, ranges=files, exclude=tuple(exclude), **measuring)
+    leaving = _leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail)
+    steps += _quantization(per_channel, ranges=files, **leaving, **measuring)
     return job.run(steps)
+
+
+def explain(
+    model: "Model | Path_",
+    *,
+    target: "str | Path | Target" = "generic",
+    per_channel: bool | None = None,
+    exclude: Iterable[str] = (),
+    exclude_subgraph: Iterable[str] = (),
+    exclude_patterns: Path_ | None = None,
+    exclude_tail: "TailMode | None" = None,
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    outputs: Iterable[str] | None = None,
+    skip_preprocess: bool = False,
+) -> "Explanation":
+    """What `quantize` with these options would do with each node, and why; no data is needed.
+
+    The model is preprocessed first, as `quantize` does it: the nodes are those of that graph.
+
+    Args:
+        model: a Model, which is not changed, or the path of one.
+        target: as for `quantize`.
+        per_channel: as for `quantize`; it can raise the opset.
+        exclude: as for `quantize`.
+        exclude_subgraph: as for `quantize`.
+        exclude_patterns: as for `quantize`.
+        exclude_tail: as for `quantize`.
+        input_shape: {input name: static shape}.
+        outputs: names of tensors that become the graph's outputs.
+        skip_preprocess: leave the graph as it is.
+
+    Raises:
+        OnnxDrpError: the model or an option cannot be used; PassError if a pass failed.
+    """
+    from onnxdrp.explanation import explain_plan
+    from onnxdrp.passes import Calibrate
+    from onnxdrp.plan import make_plan
+    from onnxdrp.targets import load_target
+
+    if skip_preprocess:
+        _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
+    leaving = _leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail)
+    quantizing = _quantization(per_channel, **leaving)
+    at = next(i for i, step in enumerate(quantizing) if isinstance(step, Calibrate))
+    calibrating = quantizing[at]
+    assert isinstance(calibrating, Calibrate)
+    steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
+    model = load(model).clone()
+    profile = load_target(target) if isinstance(target, str | Path) else target
+    PassManager([*steps, *quantizing[:at]]).run(model, PassContext(target=profile))
+    kept = calibrating.exclusions().find(model)
+    return explain_plan(model, make_plan(model, profile, kept.nodes), kept)
+
+
+def _leaving(
+    exclude: Iterable[str],
+    subgraphs: Iterable[str],
+    patterns: Path_ | None,
+    tail: "TailMode | None",
+) -> dict[str, Any]:
+    """Options of Calibrate that say what stays float; None stands for its default."""
+    return {
+        "exclude": _all_of(exclude),
+        "exclude_subgraph": _all_of(subgraphs),
+        "exclude_patterns": None if patterns is None else str(patterns),
+        "exclude_tail": tail,
+    }
+
+
+def _all_of(names: Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _files(ranges: Path_ | Sequence[Path_]) -> tuple[str, ...]:
@@ -503,6 +596,9 @@ def optimize(
     rates: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
     keep_float: Iterable[str] = (),
+    exclude_subgraph: Iterable[str] = (),
+    exclude_patterns: Path_ | None = None,
+    exclude_tail: "TailMode | None" = None,
     prune_last: bool = False,
     prune_depthwise: bool = False,
     masks: Path_ | None = None,
@@ -534,7 +630,10 @@ def optimize(
         per_channel: as for `quantize`.
         rates: as for `prune`.
         exclude: layers not to prune.
-        keep_float: nodes not to quantize.
+        keep_float: nodes not to quantize, named as for `exclude` of `quantize`.
+        exclude_subgraph: as for `quantize`; it concerns quantization alone.
+        exclude_patterns: as for `quantize`.
+        exclude_tail: as for `quantize`.
         prune_last: as for `prune`.
         prune_depthwise: as for `prune`.
         masks: as for `prune`.
@@ -574,6 +673,9 @@ def optimize(
             rates=rates,
             exclude=exclude,
             keep_float=keep_float,
+            exclude_subgraph=exclude_subgraph,
+            exclude_patterns=exclude_patterns,
+            exclude_tail=exclude_tail,
             prune_last=prune_last,
             prune_depthwise=prune_depthwise,
             masks=masks,
@@ -606,7 +708,8 @@ def optimize(
     )
     steps = _preprocessing(input_shape, outputs)
     steps += _pruning(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
-    steps += _quantization(per_channel, ranges=files, exclude=tuple(keep_float), **measuring)
+    leaving = _leaving(keep_float, exclude_subgraph, exclude_patterns, exclude_tail)
+    steps += _quantization(per_channel, ranges=files, **leaving, **measuring)
     return job.run(steps)
 
 

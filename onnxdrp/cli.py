@@ -173,6 +173,19 @@ _pruning = _options(
     click.option("--masks", type=click.Path(), help="Apply these masks (.npz) instead."),
     click.option("--save-masks", type=click.Path(), metavar="FILE.npz", help="Keep the masks."),
 )  # fmt: skip
+_KEEP_FLOAT = "Leave float: a node, an operator (op:NAME), a glob, or re:EXPRESSION."
+_keep_float = click.option("--keep-float", multiple=True, metavar="NODE", help=_KEEP_FLOAT)
+_exclude = click.option(
+    "--exclude", "--keep-float", "exclude", multiple=True, metavar="NODE", help=_KEEP_FLOAT
+)
+_excluding = _options(
+    click.option("--exclude-subgraph", multiple=True, metavar="A..B",
+                 help="Leave float what lies between these tensors or nodes (a,b..c; A..; ..B)."),
+    click.option("--exclude-patterns", type=click.Path(), metavar="FILE.csv|FOLDER",
+                 help="Leave float these sequences of operators."),
+    click.option("--exclude-tail", type=click.Choice(["auto", "none"]),
+                 help="Leave what decodes a detector's boxes and scores float [auto]."),
+)  # fmt: skip
 _measuring = _options(
     click.option("--method",
                  type=click.Choice(
@@ -182,8 +195,6 @@ _measuring = _options(
     click.option("--tails", type=click.Choice(["two", "one", "abs"]),
                  help="Where the percentile leaves values out [two]."),
     click.option("--sigmas", type=float, help="Standard deviations of --method sigma."),
-    click.option("--keep-float", multiple=True, metavar="NODE",
-                 help="Leave float: a node, a glob, re:EXPRESSION, or an operator."),
     click.option("--skip-bad-samples", is_flag=True,
                  help="Leave samples that give NaN or infinity out."),
     click.option("--memory-limit", type=_Bytes(), help="Activations held at a time [1GiB]."),
@@ -415,7 +426,8 @@ def cli(verbose: bool) -> None:
 @click.option(
     "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
 )
-@_options(_shaping, _pruning, _quantizing, _figures, _reading, _watching, _common)
+@_options(_shaping, _pruning, _keep_float, _excluding, _quantizing, _figures)
+@_options(_reading, _watching, _common)
 @click.option("--recipe", type=click.Path(), metavar="FILE.toml", help="Run these passes instead.")
 def optimize(model: str, **options: Any) -> None:
     """Preprocess, prune, quantize and check: the whole job.
@@ -453,19 +465,47 @@ def prune(model: str, **options: Any) -> None:
 
 @cli.command()
 @_input
-@_output
+@click.option("-o", "--output", type=click.Path(), metavar="OUT.onnx")
 @click.option(
     "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
 )
-@_options(_shaping, _quantizing, _figures, _reading, _watching, _common)
+@_options(_shaping, _exclude, _excluding, _quantizing, _figures, _reading, _watching, _common)
 @click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
-def quantize(model: str, **options: Any) -> None:
+@click.option("--explain", "explains", is_flag=True,
+              help="Only list every node: quantized, or why not; needs no data.")  # fmt: skip
+def quantize(model: str, explains: bool, **options: Any) -> None:
     """Insert QuantizeLinear/DequantizeLinear, with ranges from the data.
 
     Example: onnxdrp quantize in.onnx -o out.onnx --calib images --mean 0.485,0.456,0.406
     """
-    options["exclude"] = options.pop("keep_float")
-    _transform("quantize", model, options)
+    if explains:
+        _explain(model, options)
+    elif options["output"] is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    else:
+        _transform("quantize", model, options)
+
+
+_PLANNING = (
+    "target", "per_channel", "exclude", "exclude_subgraph", "exclude_patterns", "exclude_tail",
+    "input_shape", "outputs", "skip_preprocess",
+)  # fmt: skip
+
+
+def _explain(model: str, options: dict[str, Any]) -> None:
+    """Show the plan, and refuse options that have no say in it."""
+    from onnxdrp import api
+
+    as_json, planning = options.pop("as_json"), _take(options, _PLANNING)
+    source = click.get_current_context().get_parameter_source
+    ignored = [name for name in options if source(name) is ParameterSource.COMMANDLINE]
+    if ignored:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        raise OptionError(f"{names} does not go with --explain, which only plans; leave it out")
+    planning["input_shape"] = dict(planning["input_shape"]) or None
+    planning["outputs"] = _names(planning["outputs"])
+    found = api.explain(model, **{k: v for k, v in planning.items() if v is not None})
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
 
 
 @cli.command()
@@ -474,7 +514,7 @@ def quantize(model: str, **options: Any) -> None:
 @click.option(
     "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
 )
-@_options(_shaping, _measuring, _reading, _watching, _common)
+@_options(_shaping, _exclude, _excluding, _measuring, _reading, _watching, _common)
 @click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
 def calibrate(model: str, **options: Any) -> None:
     """Measure the ranges that `quantize --ranges` takes.
@@ -483,7 +523,6 @@ def calibrate(model: str, **options: Any) -> None:
     """
     from onnxdrp.ranges import save_ranges
 
-    options["exclude"] = options.pop("keep_float")
     output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
     _check_outputs(model, output, report_file)
     report = _run("calibrate", model, output, options)

@@ -3,6 +3,7 @@
 context.json    seed, target, rates, reasons, ranges, quantization parameters
 ranges.json     the same ranges with extremes and counts, as `onnxdrp.ranges` writes them
 masks.npz       masks, as `onnxdrp.masks` writes them
+reference.onnx  the float model that weights were rounded from
 samples.npz     the first samples of the reader, as the model was to be fed with them
 """
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from onnxdrp.datareaders import DataReader, take
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.masks import load_masks, save_masks
+from onnxdrp.model import Model
 from onnxdrp.pipeline import PassContext
 from onnxdrp.quantization import QuantParams, Range
 from onnxdrp.ranges import load_ranges, save_ranges
@@ -60,6 +62,8 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
         save_ranges(folder / "ranges.json", ctx.calibration)
     if ctx.masks:
         save_masks(folder / "masks.npz", ctx.masks)
+    if ctx.reference is not None:
+        ctx.reference.save(folder / "reference.onnx")
     if ctx.reader is not None:
         _save_samples(ctx.reader, folder / "samples.npz", samples)
 
@@ -77,6 +81,8 @@ def load_context(folder: Path) -> PassContext:
         ctx.calibration = load_ranges(folder / "ranges.json")
     if (folder / "masks.npz").exists():
         ctx.masks = load_masks(folder / "masks.npz")
+    if (folder / "reference.onnx").exists():
+        ctx.reference = Model.load(folder / "reference.onnx")
     if (folder / "samples.npz").exists():
         ctx.reader = _load_samples(folder / "samples.npz")
     return ctx

@@ -62,6 +62,8 @@ class PassContext:
         ranges: {tensor name: low and high}, from Calibrate.
         calibration: the same as a file has them: with extremes, counts, method.
         quantization: {tensor name: scale, zero-point, dtype}.
+        reference: the float model, tensor by tensor the one whose weights were rounded; shares all
+            weights that are still the same.
         kept_float: {node name: why it stays float}.
         progress: called by passes that read data with (samples done, samples in all or None);
             the Progress instrument sets it.
@@ -79,6 +81,7 @@ class PassContext:
     ranges: "dict[str, Range]" = field(default_factory=dict)
     quantization: "dict[str, QuantParams]" = field(default_factory=dict)
     calibration: "Ranges | None" = None
+    reference: "Model | None" = None
     kept_float: dict[str, str] = field(default_factory=dict)
     progress: Callable[[int, int | None], None] | None = None
     checkpoint: "Path | None" = None

@@ -24,6 +24,7 @@ _MARK = "failure.json"
 _FILES = (
     *("model.onnx", "model.onnx.data", "recipe.toml", "traceback.txt", _MARK),
     *("context.json", "ranges.json", "masks.npz", "samples.npz"),
+    *("reference.onnx", "reference.onnx.data"),
 )
 
 
@@ -32,7 +33,8 @@ class Reproducer(Instrument):
 
         model.onnx      before the failing pass
         recipe.toml     the failing pass and those after it
-        context.json, ranges.json, masks.npz, samples.npz    see `onnxdrp.contexts`
+        context.json, ranges.json, masks.npz, reference.onnx, samples.npz
+                        see `onnxdrp.contexts`
         failure.json    versions, what failed, and the command
         traceback.txt
 

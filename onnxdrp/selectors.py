@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from onnxdrp.errors import OptionError
 
-__all__ = ["check_selector", "select"]
+__all__ = ["check_selector", "matching", "select"]
 
 
 def check_selector(selector: str) -> None:
@@ -36,17 +36,22 @@ def select(selector: str, names: Mapping[str, Collection[str]], what: str) -> li
     Raises:
         OptionError: it matches nothing; with the nearest names.
     """
-    exact = [key for key, own in names.items() if selector in own]
-    if exact:
-        return exact
-    matches = _matcher(selector)
-    found = [key for key, own in names.items() if any(map(matches, own))]
+    found = matching(selector, names)
     if found:
         return found
     known = dict.fromkeys(name for own in names.values() for name in own)
     near = difflib.get_close_matches(selector, known, 3, cutoff=0.5)
     hint = f"; near: {', '.join(map(repr, near))}" if near else "; `onnxdrp info` lists the names"
     raise OptionError(f"no {what} matches {selector!r}{hint}")
+
+
+def matching(selector: str, names: Mapping[str, Collection[str]]) -> list[str]:
+    """As `select`, but a selector that matches nothing gives an empty list."""
+    exact = [key for key, own in names.items() if selector in own]
+    if exact:
+        return exact
+    matches = _matcher(selector)
+    return [key for key, own in names.items() if any(map(matches, own))]
 
 
 def _matcher(selector: str) -> Callable[[str], object]:

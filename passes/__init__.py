@@ -5,6 +5,8 @@ from onnxdrp.passes.calibrate import Calibrate
 from onnxdrp.passes.check import Check
 from onnxdrp.passes.clean import Clean
 from onnxdrp.passes.convert_opset import ConvertOpset
+from onnxdrp.passes.correct_bias import CorrectBias
+from onnxdrp.passes.cross_layer_equalize import CrossLayerEqualize
 from onnxdrp.passes.cut import Cut
 from onnxdrp.passes.fold_constants import FoldConstants
 from onnxdrp.passes.freeze_shapes import FreezeShapes
@@ -14,6 +16,7 @@ from onnxdrp.passes.insert_qdq import InsertQdq
 from onnxdrp.passes.optimize import Optimize
 from onnxdrp.passes.prune_blocks import PruneBlocks
 from onnxdrp.passes.quantize_weights import QuantizeWeights
+from onnxdrp.passes.round_weights import RoundWeights
 from onnxdrp.passes.select_layers import SelectLayers
 
 __all__ = [
@@ -22,6 +25,8 @@ __all__ = [
     "Check",
     "Clean",
     "ConvertOpset",
+    "CorrectBias",
+    "CrossLayerEqualize",
     "Cut",
     "FoldConstants",
     "FreezeShapes",
@@ -31,5 +36,6 @@ __all__ = [
     "Optimize",
     "PruneBlocks",
     "QuantizeWeights",
+    "RoundWeights",
     "SelectLayers",
 ]

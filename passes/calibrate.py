@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from onnxdrp import thresholds
 from onnxdrp.errors import DataError, ModelError, OptionError
+from onnxdrp.exclusions import Exclusions, TailMode, Unmatched
 from onnxdrp.model import Model
 from onnxdrp.observe import BadSample, Tap, observe
 from onnxdrp.observers import Histogram, MeanMinMax, MinMax, Observer
@@ -21,7 +22,6 @@ from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Plan, make_plan
 from onnxdrp.quantization import Range
 from onnxdrp.ranges import Ranges, TensorRange, load_ranges, merge_ranges, weights_digest
-from onnxdrp.selectors import check_selector, select
 from onnxdrp.targets import Target
 
 __all__ = ["Calibrate", "Method"]
@@ -37,8 +37,7 @@ _TOLD = 3  # names or samples in a warning
 class Calibrate(Pass):
     """Take ranges from the calibration data, or from files that hold them.
 
-    Selectors name nodes: by operator type, or by node name, exactly, by glob, or by "re:" and a
-    regular expression. One that matches nothing is an error.
+    What stays float whatever the target says is named as onnxdrp.exclusions has it.
 
     Attributes:
         method: "minmax", the extremes; "mean-minmax", the mean of each sample's extremes (what
@@ -52,7 +51,13 @@ class Calibrate(Pass):
         sigmas: standard deviations of "sigma".
         ranges: files of ranges (onnxdrp.ranges) to use instead of measuring, merged by the widest
             where several have a tensor; what they lack is measured.
-        exclude: selectors of nodes that stay float.
+        exclude: selectors of nodes that stay float: names, operators, globs, "re:" and regular
+            expressions.
+        exclude_subgraph: "A..B" each: what lies between these tensors or nodes stays float.
+        exclude_patterns: a CSV file of sequences of operators that stay float, or a folder of them.
+        exclude_tail: "auto", so that what decodes a detector's boxes and scores stays float
+            (onnxdrp.tails), or "none".
+        unmatched: "error", or "warn" of what names nothing.
         skip_bad_samples: leave samples that give NaN or infinity out, and say which; else the first
             is an error.
         memory_limit: bytes of tapped activations held at a time.
@@ -67,6 +72,10 @@ class Calibrate(Pass):
     sigmas: float = 6.0
     ranges: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    exclude_subgraph: tuple[str, ...] = ()
+    exclude_patterns: str | None = None
+    exclude_tail: TailMode = "auto"
+    unmatched: Unmatched = "error"
     skip_bad_samples: bool = False
     memory_limit: int = 1 << 30
 
@@ -93,8 +102,7 @@ class Calibrate(Pass):
             raise OptionError(f"sigmas {self.sigmas} is outside (0, 1000]; 6 is usual")
         if self.memory_limit <= 0:
             raise OptionError(f"memory_limit {self.memory_limit}: give a number of bytes above 0")
-        for selector in self.exclude:
-            check_selector(selector)
+        self.exclusions()  # says what is wrong with them
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """There is data, or are files of ranges, and the model is not quantized yet."""
@@ -109,7 +117,8 @@ class Calibrate(Pass):
         """Raises DataError where data is missing or gives NaN, ModelError if no node is left."""
         files = {path: load_ranges(path) for path in self.ranges}
         given = merge_ranges(files.values())
-        plan = make_plan(model, ctx.target, self._excluded(model))
+        kept = self.exclusions().find(model)
+        plan = make_plan(model, ctx.target, kept.nodes)
         if not plan.nodes:
             raise ModelError(f"no node of the model can be quantized: {_first_reasons(plan)}")
         missing = [name for name in plan.observed if name not in given.tensors]
@@ -124,14 +133,25 @@ class Calibrate(Pass):
         stats = {
             "quantized_nodes": len(plan.nodes),
             "float_nodes": len(plan.kept),
+            "tail": [name for name in kept.tail if name in plan.kept],
             "measured_tensors": len(missing),
             "unused_ranges": [name for name in given.tensors if name not in plan.observed],
             "skipped_samples": [str(sample) for sample in bad[:_TOLD]],
             **odd,
             "skipped": dict(plan.kept),
         }
-        warnings = [*_stale(files, model), *_left_out(bad, ranges), *odd_warnings(odd)]
+        warnings = [*kept.notes, *_stale(files, model), *_left_out(bad, ranges), *odd_warnings(odd)]
         return PassResult(modified=False, stats=stats | {"warnings": warnings})
+
+    def exclusions(self) -> Exclusions:
+        """What stays float whatever the target says."""
+        return Exclusions(
+            exclude=self.exclude,
+            exclude_subgraph=self.exclude_subgraph,
+            exclude_patterns=self.exclude_patterns,
+            exclude_tail=self.exclude_tail,
+            unmatched=self.unmatched,
+        )
 
     def _measure(
         self, model: Model, ctx: PassContext, tensors: Sequence[str], bad: list[BadSample]
@@ -191,18 +211,6 @@ class Calibrate(Pass):
             return thresholds.sigma(seen, self.sigmas)
         search = thresholds.entropy if self.method == "entropy" else thresholds.mse
         return search(seen, target.activation_dtype, symmetric=target.activation_symmetric)
-
-    def _excluded(self, model: Model) -> dict[str, str]:
-        nodes = model.nodes()
-        names = {node.name: (node.name,) for node in nodes}
-        kept: dict[str, str] = {}
-        for selector in self.exclude:
-            of_type = [node.name for node in nodes if node.op == selector]
-            found = (
-                of_type if of_type and selector not in names else select(selector, names, "node")
-            )
-            kept |= dict.fromkeys(found, f"excluded by {selector!r}")
-        return kept
 
 
 @dataclass

@@ -4,7 +4,8 @@
 
 raised where an int32 bias of scale s_in * s would overflow (onnxdrp.quantization). Zeros stay zero.
 The weights stay float tensors, now on the grid of int8: what comes between here and InsertQdq sees
-what the quantized model will compute with. Fills ctx.quantization.
+what the quantized model will compute with. Fills ctx.quantization, and ctx.reference with the model
+as it was before rounding.
 
 A weight that other than quantized layers read too is copied for these. alpha and beta of a Gemm are
 multiplied into its weight and bias, so that its bias has the scale s_in * s.
@@ -24,9 +25,9 @@ from onnxdrp.parameters import activation_parameters, uses_by_weight, weight_par
 from onnxdrp.passes.edit import Names, replace_uses
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Operand, Plan, make_plan
-from onnxdrp.quantization import fake_quantize
+from onnxdrp.quantization import QuantParams, fake_quantize
 
-__all__ = ["QuantizeWeights"]
+__all__ = ["Grids", "QuantizeWeights"]
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,8 @@ class QuantizeWeights(Pass):
         activations = {key: p for key, p in known.items() if isinstance(key, str)}
         weights = weight_parameters(model, plan, activations, self._by_channel(ctx))
         uses = uses_by_weight(separate.nodes, plan)
-        for name, params in weights.items():
-            tensor = separate.nodes[uses[name][0].node].inputs[uses[name][0].weight]
-            values = fake_quantize(separate.values(tensor), params)
-            replace_uses(tensor, gs.Constant(name, values))
+        ctx.reference = model.clone()
+        weights, figures = self.round(model, ctx, Grids(separate.nodes, weights, uses))
         ctx.quantization = {**activations, **weights}
         whole = {n: _why_whole(uses[n]) for n, p in weights.items() if p.axis is None}
         stats = {
@@ -74,10 +73,41 @@ class QuantizeWeights(Pass):
             "per_tensor": whole if self._by_channel(ctx) else len(whole),
             "copied": separate.copied,
         }
-        return PassResult(modified=bool(weights), stats=stats)
+        return PassResult(modified=bool(weights), stats=stats | figures)
+
+    def round(
+        self, model: Model, ctx: PassContext, grids: "Grids"
+    ) -> tuple[dict[str, QuantParams], dict[str, Any]]:
+        """Put every weight on its grid; the parameters it has then, and figures of the pass."""
+        for name, params in grids.params.items():
+            tensor = grids.tensor(name)
+            values = model.constant(tensor)
+            assert values is not None  # the plan names stored tensors only
+            replace_uses(tensor, gs.Constant(name, fake_quantize(values, params)))
+        return grids.params, {}
 
     def _by_channel(self, ctx: PassContext) -> bool:
         return ctx.target.per_channel if self.per_channel is None else self.per_channel
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The weights to be rounded.
+
+    Attributes:
+        nodes: of the model, by name.
+        params: {weight: int8 parameters}.
+        uses: {weight: the layers that have it}.
+    """
+
+    nodes: dict[str, gs.Node]
+    params: dict[str, QuantParams]
+    uses: dict[str, list[WeightUse]]
+
+    def tensor(self, name: str) -> gs.Tensor:
+        """A weight in the graph."""
+        use = self.uses[name][0]
+        return self.nodes[use.node].inputs[use.weight]
 
 
 def _why_whole(uses: list[WeightUse]) -> str:

@@ -99,7 +99,11 @@ def quantize_model(
     ctx: PassContext | None = None,
     **calibration: Any,
 ) -> Quantized:
-    """Calibrate on `feeds` (default: normal values), quantize weights, insert Q/DQ, check."""
+    """Calibrate on `feeds` (default: normal values), quantize weights, insert Q/DQ, check.
+
+    Small graphs that end in a Concat would pass for detectors: a tail is quantized unless told.
+    """
+    calibration.setdefault("exclude_tail", "none")
     model = source if isinstance(source, Model) else Model.from_proto(source)
     ctx = ctx or PassContext()
     ctx.target = load_target(target) if isinstance(target, str) else target

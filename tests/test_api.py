@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from builders import conv_net
+from quantizing import parse
 
 import onnxdrp
 from onnxdrp import demo
@@ -208,6 +209,46 @@ def test_names_are_those_of_the_input_file(data):
     assert "fc" in str(next(r for r in report.records if r.name == "calibrate").stats["skipped"])
 
 
+def test_the_tail_of_a_detector_stands_in_the_report_and_the_recipe(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {f: rng.standard_normal((4, n)).astype(np.float32) for f, n in (("w", 4), ("v", 2))}
+    model = parse(
+        """<ir_version: 10, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 6] y) {
+            [a] p = MatMul(x, w) [b] q = MatMul(x, v) [s] r = Sigmoid(q)
+            [cat] y = Concat<axis = 1>(p, r) }""",
+        weights,
+    )
+    feeds = {"x": rng.standard_normal((20, 4)).astype(np.float32)}
+    report = onnxdrp.quantize(model.clone(), feeds, target="drp-ai3")
+    assert report.summary["float_tail"] == {"nodes": 2, "from": "s", "to": "cat"}
+    assert "float_tail: nodes 2, from s, to cat" in report.table().splitlines()
+    assert "exclude_tail" not in report.recipe
+    recipe = tmp_path / "r.toml"
+    other = onnxdrp.quantize(model.clone(), feeds, target="drp-ai3", exclude_tail="none")
+    assert "float_tail" not in other.summary
+    assert 'exclude_tail = "none"' in other.recipe
+    recipe.write_text(other.recipe)
+    again = onnxdrp.optimize(model.clone(), feeds, recipe=recipe)
+    assert again.model.fingerprint() == other.model.fingerprint() != report.model.fingerprint()
+    with pytest.raises(OptionError, match="exclude_tail does not go with recipe"):
+        onnxdrp.optimize(model.clone(), feeds, recipe=recipe, exclude_tail="none")
+
+
+def test_explain_changes_nothing_and_takes_a_model_or_a_path(modA):
+    model = Model.load(modA)
+    before = model.fingerprint()
+    found = onnxdrp.explain(model, target="drp-ai3", exclude=["gemm"])
+    assert model.fingerprint() == before
+    assert found == onnxdrp.explain(modA, target="drp-ai3", exclude=["gemm"])
+    assert found == onnxdrp.explain(modA, target="drp-ai3", exclude="gemm")  # not g, e, m, m
+    floats = [node.op for node in found.nodes if node.kind is None]
+    assert floats == ["Gemm"]
+    assert str(found) == repr(found) == found.table()
+    assert "quantized: 36 of 37 nodes" in str(found)
+    with pytest.raises(OptionError, match="input_shape does not go with skip_preprocess"):
+        onnxdrp.explain(modA, input_shape={"x": (1, 3, 32, 32)}, skip_preprocess=True)
+
+
 def test_what_a_target_lacks_is_said_first(data, caplog):
     report = onnxdrp.optimize(Model.from_proto(conv_net(opset=13)), data, target="drp-ai3")
     assert any("static" in warning for warning in report.warnings)
@@ -223,7 +264,7 @@ def test_errors_name_the_pass_and_what_ran_before(data):
 
 def test_the_functions_of_the_package_stay_functions():
     verbs = ("info", "compare", "evaluate", "optimize", "prune", "quantize", "preprocess")
-    for name in (*verbs, "calibrate"):
+    for name in (*verbs, "calibrate", "explain"):
         assert callable(getattr(onnxdrp, name)), name
     assert set(dir(onnxdrp)) >= {"NCHWDataReader", "PassManager", "load"}
 

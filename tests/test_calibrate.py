@@ -111,10 +111,12 @@ def test_exclusions_by_name_glob_regex_and_operator():
         assert why == dict.fromkeys(names, f"excluded by {selector!r}")
     _, both, _ = calibrate(proto, exclude=("conv1", "fc"))
     assert {"conv1", "fc"} <= both.kept_float.keys()
-    with pytest.raises(OptionError, match="no node matches 'conv3'; near: 'conv"):
+    with pytest.raises(OptionError, match=r"no node or operator matches 'conv3'; near: .*'conv2'"):
         calibrate(proto, exclude=("conv3",))
-    with pytest.raises(OptionError, match="no node matches 'Tanh'"):
-        calibrate(proto, exclude=("Tanh",))
+    _, _, stats = calibrate(proto, exclude=("Tanh",))
+    assert stats["warnings"] == ["exclude 'Tanh': the model has no such operator"]
+    _, _, stats = calibrate(proto, exclude=("conv3",), unmatched="warn")
+    assert stats["warnings"][0].startswith("no node or operator matches 'conv3'")
     with pytest.raises(OptionError, match="not a regular expression"):
         Calibrate(exclude=("re:(",))
 
@@ -129,6 +131,39 @@ def test_a_node_named_as_an_operator_is_that_node():
     assert list(ctx.kept_float) == ["MatMul"]
 
 
+def test_exclusions_by_subgraph_pattern_and_tail(tmp_path):
+    proto = conv_net(16)
+    patterns = tmp_path / "act.csv"
+    patterns.write_text("Relu, ^GlobalAveragePool")
+    _, ctx, _ = calibrate(
+        proto, exclude_subgraph=("r1..h2",), exclude_patterns=str(patterns), method="minmax"
+    )
+    assert ctx.kept_float["conv2"] == "excluded by the subgraph 'r1..h2'"
+    assert ctx.kept_float["relu2"].startswith("excluded by the pattern 'Relu, ^GlobalAveragePool'")
+    assert set(ctx.ranges) == {"x", "r1", "p"}  # r1, which conv1 gives, and not h2
+    rng = np.random.default_rng(0)
+    heads = parse(
+        """<ir_version: 10, opset_import: ["" : 17]> g (float[2, 4] x) => (float[2, 6] y) {
+            [a] p = MatMul(x, w) [b] q = MatMul(x, v) [s] r = Sigmoid(q)
+            [cat] y = Concat<axis = 1>(p, r) }""",
+        {f: rng.standard_normal((4, n)).astype(np.float32) for f, n in (("w", 4), ("v", 2))},
+    )
+    feeds = {"x": rng.standard_normal((2, 4)).astype(np.float32)}
+
+    def on(**options):
+        ctx = PassContext(reader=Feeds(feeds), target=load_target("drp-ai3"))
+        return calibrate(heads.clone(), ctx=ctx, method="minmax", **options)
+
+    _, ctx, stats = on()
+    assert stats["tail"] == ["s", "cat"]
+    assert ctx.kept_float["cat"].startswith("tail: decodes boxes and scores")
+    assert set(ctx.ranges) == {"x", "p", "q"}
+    _, ctx, stats = on(exclude_tail="none")
+    assert stats["tail"] == []
+    assert ctx.kept_float == {}
+    assert set(ctx.ranges) == {"x", "p", "q", "r"}  # y takes what its inputs have
+
+
 def test_bad_options():
     for options, message in (
         ({"method": "entropie"}, "there are minmax, mean-minmax, percentile, entropy, mse, sigma"),
@@ -140,6 +175,9 @@ def test_bad_options():
         ({"sigmas": 4.0, "tails": "abs"}, "sigmas belongs to the method sigma, not to percentile"),
         ({"memory_limit": 0}, "give a number of bytes above 0"),
         ({"exclude": ("",)}, "no selector"),
+        ({"exclude_subgraph": ("r1",)}, r"give its ends as A\.\.B"),
+        ({"exclude_tail": "yes"}, "exclude_tail 'yes': there are auto, none"),
+        ({"unmatched": "ignore"}, "unmatched 'ignore': there are error, warn"),
     ):
         with pytest.raises(OptionError, match=message):
             Calibrate(**options)

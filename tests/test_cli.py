@@ -575,3 +575,83 @@ def test_an_interrupt_before_any_work_says_only_that(net, out):
     result = call("quantize", net, "-o", out, "--reader", file)
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
     assert list(out.parent.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------- what stays float
+
+
+def test_quantize_explain_lists_every_node_without_data(net):
+    result = call("quantize", "--explain", net, "--exclude", "conv2", "--exclude", "tanh", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    nodes = {node["name"]: node for node in found["nodes"]}
+    assert list(nodes) == ["conv1", "relu1", "conv2", "relu2", "pool", "flatten", "fc"]
+    assert nodes["conv1"] == {
+        "name": "conv1", "op": "Conv", "quantized": True, "kind": "weighted", "unit": "",
+        "group": "", "why": "",
+    }  # fmt: skip
+    assert (nodes["relu1"]["kind"], nodes["relu1"]["unit"]) == ("own", "conv1")
+    assert nodes["conv2"]["why"] == "excluded by 'conv2'"
+    assert nodes["relu2"]["why"] == "none of its inputs is quantized"
+    assert (nodes["flatten"]["kind"], nodes["flatten"]["group"]) == ("same", "p")
+    assert (found["quantized_nodes"], found["float_nodes"], found["tail"]) == (4, 3, [])
+    assert found["notes"] == ["exclude 'tanh': the model has no such operator"]
+    assert {p.name for p in net.parent.iterdir()} == {"net.onnx", "calib.npz"}
+    text = call("quantize", "--explain", net, "--exclude", "conv2", "--exclude", "tanh")
+    lines = text.stdout.splitlines()
+    assert lines[0].split()[:3] == ["node", "operator", "quantized"]
+    assert "quantized: 4 of 7 nodes" in lines
+    assert lines[-1] == "note: exclude 'tanh': the model has no such operator"
+
+
+def test_what_explain_says_is_what_quantize_does(net, out):
+    options = ["--exclude-subgraph", "r1..h2", "--target", "drp-ai3"]
+    plan = json.loads(call("quantize", "--explain", net, *options, "--json").stdout)
+    result = call(
+        "quantize", net, "-o", out, "--calib", net.parent / "calib.npz", *options, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    steps = json.loads(result.stdout)["passes"]
+    (stats,) = (step["stats"] for step in steps if step["name"] == "calibrate")
+    assert stats["skipped"] == {n["name"]: n["why"] for n in plan["nodes"] if not n["quantized"]}
+    assert stats["skipped"]["conv2"] == "excluded by the subgraph 'r1..h2'"
+
+
+def test_explain_refuses_what_it_would_ignore(net, out):
+    calib = net.parent / "calib.npz"
+    refused(call("quantize", "--explain", net, "-o", out), "--output", "only plans")
+    refused(call("quantize", "--explain", net, "--calib", calib), "--calib")
+    refused(call("quantize", "--explain", net, "--method", "minmax"), "--method")
+    refused(call("quantize", "--explain", net, "--exclude", "conv3"), "conv3", "conv2")
+    missing = call("quantize", net, "--calib", calib)
+    assert missing.exit_code == 2
+    assert "Missing option '-o'" in missing.stderr
+    assert call("quantize", "--explain", net, "--exclude-tail", "maybe").exit_code == 2
+
+
+def test_optimize_and_calibrate_take_the_same_exclusions(net, out, tmp_path):
+    calib, patterns = net.parent / "calib.npz", tmp_path / "act"
+    patterns.mkdir()
+    (patterns / "a.csv").write_text("Relu, ^GlobalAveragePool\n")
+    options = [
+        "--exclude-patterns",
+        patterns,
+        "--exclude-subgraph",
+        "f..",
+        "--exclude-tail",
+        "none",
+    ]
+    ways = (("calibrate", "--exclude"), ("quantize", "--exclude"), ("optimize", "--keep-float"))
+    for verb, option in ways:
+        nothing = call(verb, net, "-o", out, "--calib", calib, *options, option, "CONV", "--json")
+        refused(nothing, "no node of the model can be quantized: excluded by 'CONV'")
+        result = call(verb, net, "-o", out, "--calib", calib, *options, option, "conv1", "--json")
+        assert result.exit_code == 0, result.stderr
+        steps = json.loads(result.stdout)["passes"]
+        (stats,) = (step["stats"] for step in steps if step["name"] == "calibrate")
+        kept = stats["skipped"]
+        assert kept["conv1"] == "excluded by 'conv1'"
+        assert kept["fc"] == "excluded by the subgraph 'f..'"
+        assert kept["relu2"].startswith("excluded by the pattern")
+    bad = call("quantize", net, "-o", out, "--calib", calib, "--exclude-patterns", tmp_path / "no")
+    refused(bad, "no", "cannot be read")

@@ -535,13 +535,16 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
         },
         calibration=Ranges({"t": TensorRange(-1.25, 0.1, -2.0, 0.1, 9)}, method={"name": "mse"}),
         kept_float={"n": "an operator of no known kind"},
+        reference=model,
     )
     settings = {"reader", "target", "seed", "progress", "checkpoint", "executor", "workers"}
     tables = {f.name for f in dataclasses.fields(ctx)} - settings
     assert all(getattr(ctx, name) for name in tables), "a new table needs a place here"
     save_context(ctx, tmp_path, samples=7)
     again = load_context(tmp_path)
-    for name in (*tables, "target", "seed"):
+    assert again.reference is not None
+    same_outputs(again.reference, model, feeds_for(model.proto()))
+    for name in (*tables - {"reference"}, "target", "seed"):
         assert getattr(again, name) == getattr(ctx, name), name
     assert again.reader is not None
     assert ctx.reader is not None

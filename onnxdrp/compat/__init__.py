@@ -1,0 +1,1 @@
+"""Stand-ins for other tools: their words in front, onnxdrp behind."""

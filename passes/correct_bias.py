@@ -1,0 +1,197 @@
+"""Take the mean error that rounded weights make out of each output, by the bias of its layer.
+
+    b' = b + E[W x] - E[W' x']          W' = rounded weights; a mean for each output of the layer
+
+over samples and positions (Nagel et al. 2019, section 4.2, from data), x the layer's input in the
+float model, and
+
+    fast         x' = x: what its own weights do to a layer, all layers in one forward
+    sequential   x' = what the rounded, corrected layers before it make of the samples
+
+So the second takes out too what nonlinear layers make of the noise of those before: squeeze-excite,
+hard-swish. But it matches means before activations, those of values that a Relu then drops among
+them, which can cost a net without such layers more than it gains.
+
+Biases that several nodes read are copied. A MatMul is corrected in the constant Add that makes it a
+fully connected layer; without one it has no bias, and is passed over.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxdrp.errors import DataError, ModelError, OptionError
+from onnxdrp.model import Model
+from onnxdrp.moments import ChannelMoments
+from onnxdrp.observe import observe
+from onnxdrp.passes.edit import Names
+from onnxdrp.pipeline import Pass, PassContext, PassResult
+from onnxdrp.plan import make_plan
+from onnxdrp.segments import default_cuts
+from onnxdrp.taps import Tap
+from onnxdrp.walk import walk
+
+__all__ = ["CorrectBias"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CorrectBias(Pass):
+    """Shift biases so that rounded weights leave the mean of each output as it was.
+
+    Stats: `corrected` is the largest shift of each layer; `skipped` says why others have none.
+
+    Attributes:
+        mode: "fast", in one forward; "sequential", layer by layer, in two.
+    """
+
+    name: ClassVar[str] = "correct-bias"
+
+    mode: Literal["fast", "sequential"] = "fast"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("fast", "sequential"):
+            raise OptionError(f"mode {self.mode!r}: there are fast and sequential")
+
+    def requires(self, model: Model, ctx: PassContext) -> None:
+        """Weights are rounded, what they were is known, and there is data."""
+        if ctx.reader is None:
+            raise DataError("correct-bias needs data; give some hundred images or arrays (--calib)")
+        if not ctx.quantization or ctx.reference is None:
+            raise ModelError("the weights are not rounded yet; run quantize-weights first")
+        if node := next(iter(model.nodes("QuantizeLinear")), None):
+            raise ModelError(f"node {node.name!r}: run correct-bias before insert-qdq")
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Give each layer a bias of its own, then shift it."""
+        layers, skipped = _layers(model, ctx)
+        shift = _sequential if self.mode == "sequential" else _fast
+        corrected = shift(model, ctx, layers) if layers else {}
+        stats = {"corrected": corrected, "skipped": skipped}
+        return PassResult(modified=bool(corrected), stats=stats)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer whose bias can be shifted; all but `axis` are names."""
+
+    node: str
+    data: str
+    weight: str
+    bias: str
+    output: str
+    axis: int
+
+
+def _layers(model: Model, ctx: PassContext) -> tuple[list[_Layer], dict[str, str]]:
+    """The layers of the plan, each with a bias of its own; and why others can have none."""
+    nodes = {node.name: node for node in model.nodes()}
+    plan = make_plan(model, ctx.target, ctx.kept_float)
+    varying = {cut[0] for cut in default_cuts(model)}
+    own = _OwnBias(model)
+    layers, skipped = [], {}
+    for name, use in plan.layers.items():
+        node = nodes[name]
+        holder, place = plan.biases.get(name, (name, 2))
+        data = node.inputs[use.data].name
+        if data not in varying:
+            skipped[name] = "it reads what is the same for every sample"
+        elif name not in plan.biases and (node.op == "MatMul" or not use.outputs):
+            skipped[name] = "its operator has no bias"
+        elif name not in plan.biases and len(node.inputs) > 2 and node.inputs[2].name:
+            skipped[name] = "its bias is computed"
+        else:
+            bias = own.of(nodes[holder], place, use.outputs)
+            axis = -1 if node.op == "MatMul" else 1
+            weight, output = node.inputs[use.weight].name, node.outputs[0].name
+            layers.append(_Layer(name, data, weight, bias, output, axis))
+    return layers, skipped
+
+
+class _OwnBias:
+    """Sees to it that a node has a stored bias, one value an output, that nobody else reads."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.names, self.protected = model, Names(model), model.protected()
+
+    def of(self, node: gs.Node, place: int, outputs: int) -> str:
+        """The name of its bias, after it was given one where it had none of its own."""
+        if len(node.inputs) <= place or not node.inputs[place].name:
+            name = self.names.fresh(f"{node.name}_bias")
+            constant = gs.Constant(name, np.zeros(outputs, np.float32))
+            if len(node.inputs) > place:
+                node.inputs[place] = constant
+            else:
+                node.inputs.append(constant)
+            node.attrs.pop("beta", None)  # of a Gemm: it multiplied nothing
+            return name
+        tensor = node.inputs[place]
+        values = self.model.constant(tensor)
+        assert values is not None  # the plan names stored tensors only
+        alone = len(tensor.outputs) == 1 and tensor.name not in self.protected
+        if not alone or values.size != outputs:
+            wide = values if values.size == outputs else np.broadcast_to(values.ravel(), outputs)
+            node.inputs[place] = gs.Constant(self.names.fresh(f"{tensor.name}_copy"), wide.copy())
+        return str(node.inputs[place].name)
+
+
+def _fast(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[str, float]:
+    """Beside each layer of the float model, the same with the errors of its weights."""
+    assert ctx.reader is not None
+    assert ctx.reference is not None
+    beside = ctx.reference.clone()
+    names, nodes = Names(beside), {node.name: node for node in beside.nodes()}
+    taps: dict[str, Tap] = {}
+    for layer in layers:
+        node = nodes[layer.node]
+        name = names.fresh(f"{layer.node}_error")
+        error = model.weight(layer.weight) - ctx.reference.weight(layer.weight)
+        weight = gs.Constant(names.fresh(f"{name}_weight"), error)
+        output = gs.Variable(names.fresh(f"{name}_output"), np.float32)
+        inputs = [node.inputs[0], weight]
+        beside.graph.nodes.append(gs.Node(node.op, name, dict(node.attrs), inputs, [output]))
+        taps[layer.node] = Tap(output.name, ChannelMoments(layer.axis))
+    found = observe(
+        beside,
+        ctx.reader,
+        taps,
+        executor=ctx.executor,
+        workers=ctx.workers,
+        progress=ctx.progress,
+    )
+    return {layer.node: _shift(model, layer, -found[layer.node].mean) for layer in layers}
+
+
+def _sequential(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[str, float]:
+    """Both models side by side, the rounded one with the biases that it has by then."""
+    assert ctx.reader is not None
+    assert ctx.reference is not None
+    at: dict[str, list[_Layer]] = {}
+    for layer in layers:
+        at.setdefault(layer.data, []).append(layer)
+    cuts = [cut for cut in default_cuts(model) if cut[0] in at]
+    pair = {"float": ctx.reference, "rounded": model}
+    shifts: dict[str, float] = {}
+    for stop in walk(pair, ctx.reader, cuts, workers=ctx.workers, progress=ctx.progress):
+        here = at[stop.cut[0]]
+        taps = {
+            (which, layer.node): Tap(((which, layer.output),), ChannelMoments(layer.axis))
+            for which in pair
+            for layer in here
+        }
+        found = stop.observe(taps)
+        for layer in here:
+            want, have = (found[which, layer.node].mean for which in pair)
+            shifts[layer.node] = _shift(model, layer, want - have)
+    return shifts
+
+
+def _shift(model: Model, layer: _Layer, by: Array) -> float:
+    """Add to the bias of a layer; the largest of the shifts."""
+    bias = model.weight(layer.bias)
+    model.set_weight(layer.bias, (bias + by.reshape(bias.shape)).astype(np.float32))
+    return float(np.abs(by).max(initial=0))

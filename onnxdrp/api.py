@@ -121,7 +121,7 @@ def _job(
         raise OptionError(f"workers {workers}: give 1 or more")
     model = load(model)
     profile = load_target(target) if isinstance(target, str | Path) else target
-    warnings = [f"target {profile.name}: {wish}" for wish in profile.unmet(model, raised=True)]
+    warnings = [f"target {profile.name}: {wish}" for wish in profile.unmet(model, converted=True)]
     for warning in warnings:
         log.warning(warning)
     calibration = None if calib is None else _reader(calib, model)

@@ -15,7 +15,7 @@ import math
 import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +146,23 @@ class Batching:
     static: bool = False
     whole: frozenset[str] = field(default_factory=frozenset)
     sample_bytes: int = 0
+
+    @classmethod
+    def of(
+        cls, models: "Mapping[str, Model]", reader: "DataReader", count: int = 4
+    ) -> tuple[Self, list[Feed]]:
+        """The rules of least company, and the first samples, by which more may be proven.
+
+        Raises:
+            DataError: the reader gives no samples.
+            OptionError: the models are fixed to different batch sizes.
+        """
+        samples, whole = samples_of(reader, list(models.values()), count)
+        if not samples:
+            raise DataError("the reader gives no samples; check the path and the limit")
+        static = static_batch(models.values())
+        bytes_ = sum(v.nbytes for name, v in samples[0].items() if name not in whole)
+        return cls(tuple(models), static or 1, static is not None, whole, bytes_), samples
 
     @property
     def shard(self) -> int:

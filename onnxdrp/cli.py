@@ -9,7 +9,6 @@ import json
 import logging
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,8 +18,8 @@ import click
 from click.core import ParameterSource
 
 from onnxdrp import __version__
-from onnxdrp.errors import ModelError, OnnxDrpError, OptionError
-from onnxdrp.files import atomic_write
+from onnxdrp.errors import OnnxDrpError, OptionError
+from onnxdrp.files import atomic_write, check_output
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -261,25 +260,9 @@ def _open(
     return open_reader(data, model, **single, **more)
 
 
-def _check_output(model: str, output: str) -> None:
-    """Refuse an output that cannot be written before any work is done for it."""
-    source, path = Path(model), Path(output)
-    if path.exists() and source.exists() and path.samefile(source):
-        raise ModelError(f"{path}: is the input; name another output")
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder; name a file")
-    if not path.parent.is_dir():
-        raise ModelError(f"{path}: the folder {path.parent} does not exist; create it")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as e:
-        raise ModelError(f"{path}: cannot be written ({e.strerror}); choose another place") from e
-
-
 def _check_outputs(model: str, output: str, report_file: str | None, *more: str | None) -> None:
     for path in filter(None, (output, report_file, *more)):
-        _check_output(model, path)
+        check_output(path, model)
     if report_file is not None and not str(report_file).endswith(".json"):
         raise OptionError(
             f"--report {report_file}: reports are JSON; name a file that ends in .json"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy.typing as npt
 
-from onnxdrp.batches import Batching, Shard, Source, fitting_size, samples_of, static_batch
+from onnxdrp.batches import Batching, Shard, Source, fitting_size
 from onnxdrp.checkpoint import Checkpoint, State, identity, new_observers
 from onnxdrp.counting import compiled_count, expect
 from onnxdrp.errors import DataError, OptionError
@@ -41,8 +41,6 @@ Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]
 Key = TypeVar("Key", bound=Hashable)
 log = logging.getLogger(__name__)
-
-_LOOKED_AT = 4  # samples among which two that differ are looked for
 
 
 def observe(
@@ -125,18 +123,7 @@ class _Study:
     ) -> None:
         self.models, self.reader, self.taps = models, reader, taps
         self.memory_limit, self.workers = memory_limit, workers
-        self.first, whole = samples_of(reader, list(models.values()), _LOOKED_AT)
-        if not self.first:
-            raise DataError("the reader gives no samples; check the path and the limit")
-        static = static_batch(models.values())
-        first = self.first[0]
-        self.batching = Batching(
-            tuple(models),
-            static or 1,
-            static is not None,
-            whole,
-            sum(v.nbytes for n, v in first.items() if n not in whole),
-        )
+        self.batching, self.first = Batching.of(models, reader)
         self.skip = self.many = False
         self.groups: list[list[Hashable]] = []
         self.jobs: list[Job] = []

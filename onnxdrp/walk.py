@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from onnxdrp.batches import Batch, Batching, Shard, fitting_size, samples_of, static_batch
+from onnxdrp.batches import Batch, Batching, Shard, fitting_size
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.executing import available_cores, in_order, own_or_threads
 from onnxdrp.independence import are_independent
@@ -164,13 +164,8 @@ def _batching(
     models: "Mapping[str, Model]", parts: Mapping[str, Segments], reader: "DataReader"
 ) -> Batching:
     """The rules for batches: several samples at once where they are small and independent."""
-    samples, whole = samples_of(reader, list(models.values()), 4)
-    if not samples:
-        raise DataError("the reader gives no samples; check the path and the limit")
-    static = static_batch(models.values())
-    bytes_ = sum(v.nbytes for name, v in samples[0].items() if name not in whole)
-    rules = Batching(tuple(models), static or 1, static is not None, whole, bytes_)
-    if static is not None:
+    rules, samples = Batching.of(models, reader)
+    if rules.static:
         return rules
     live = {
         name: list(dict.fromkeys(t for k in range(len(p)) for t in p.live(k)))
@@ -180,7 +175,8 @@ def _batching(
         sum(sum(tensor_bytes(models[n], live[n], samples[0]).values()) for n in models)
     )
     runners = {n: TensorRunner(m, live[n]) for n, m in models.items()} if size > 1 else {}
-    return replace(rules, size=size if runners and are_independent(runners, samples, whole) else 1)
+    proven = runners and are_independent(runners, samples, rules.whole)
+    return replace(rules, size=size if proven else 1)
 
 
 class _Teller:

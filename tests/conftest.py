@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from onnxdrp import job
+
 # The same examples in every run; --hypothesis-profile=explore looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=20_000)
@@ -47,3 +49,17 @@ def mod_a() -> Path:
 def mod_b() -> Path:
     """models/modB.onnx: the same network, NHWC, as Keras exports it."""
     return ROOT / "models" / "modB.onnx"
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples each run of a session was given, but those of the proof."""
+    sizes: list[int] = []
+    run = job.run_batch
+
+    def spied(runners, batch, whole=()):
+        sizes.append(len(batch.samples))
+        return run(runners, batch, whole)
+
+    monkeypatch.setattr(job, "run_batch", spied)
+    return sizes

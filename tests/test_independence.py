@@ -3,7 +3,6 @@ import pytest
 from builders import conv_net, make_model, normal, value
 from onnx import helper
 
-from onnxdrp import job
 from onnxdrp.datareaders import DataReader
 from onnxdrp.independence import are_independent
 from onnxdrp.model import Model
@@ -90,19 +89,6 @@ class Rows(DataReader):
 
     def batches(self):
         yield {"x": self.x}
-
-
-@pytest.fixture
-def ran(monkeypatch):
-    sizes = []
-    run = job.run_batch
-
-    def spied(runners, batch, whole=()):
-        sizes.append(len(batch.samples))
-        return run(runners, batch, whole)
-
-    monkeypatch.setattr(job, "run_batch", spied)
-    return sizes
 
 
 def samples(x):

@@ -7,7 +7,7 @@ import pytest
 from builders import conv_net, make_model, normal, value
 from onnx import helper
 
-from onnxdrp import batches, job
+from onnxdrp import batches
 from onnxdrp.batches import pieces
 from onnxdrp.datareaders import ArrayReader, DataReader
 from onnxdrp.errors import DataError, ModelError, OptionError
@@ -213,20 +213,6 @@ def test_memory_does_not_grow_with_the_samples():
 
 
 # ---------------------------------------------------------------------------- the same bits
-
-
-@pytest.fixture
-def ran(monkeypatch):
-    """How many samples each run of a session was given, but those of the proof."""
-    sizes = []
-    run = job.run_batch
-
-    def spied(runners, batch, whole=()):
-        sizes.append(len(batch.samples))
-        return run(runners, batch, whole)
-
-    monkeypatch.setattr(job, "run_batch", spied)
-    return sizes
 
 
 def kinds():

@@ -116,14 +116,14 @@ class Target:
         if not 0 <= self.minimum_sparsity < 1:
             raise OptionError(f"minimum_sparsity {self.minimum_sparsity} is outside [0, 1)")
 
-    def unmet(self, model: "Model", *, raised: bool = False) -> list[str]:
+    def unmet(self, model: "Model", *, converted: bool = False) -> list[str]:
         """What this target wants of a model and `model` lacks, in words; empty if nothing.
 
         Args:
             model: the model.
-            raised: leave out an opset that is too old, since it will be raised.
+            converted: leave out the opset: convert-opset has its turn yet.
         """
-        opset = [] if raised and model.opset < self.opset_min else self._opset(model)
+        opset = [] if converted else self._opset(model)
         return [*opset, *self._shapes(model)]
 
     def advice(self, sparsity: float) -> str:

@@ -23,6 +23,7 @@ from onnxdrp.compat.drpai_quantizer.readers import (
 from onnxdrp.compat.drpai_quantizer.values import Advanced, join_lists, numbers_of
 from onnxdrp.datareaders import DataReader
 from onnxdrp.errors import ModelError, OptionError, PassError
+from onnxdrp.files import check_output
 from onnxdrp.instruments import Progress
 from onnxdrp.model import Model
 
@@ -134,7 +135,7 @@ def _quantize(options: Namespace) -> None:
     recorded = options.calibrate_dataset
     if options.tvm and model.is_dir():
         recorded, model = recorded or str(model), _only_model(model)
-    interface.check_output(output, model)
+    check_output(output, model)
     reader = _recorded(options, model, recorded) if options.tvm else _images(options, model)
     progress = Progress()
     try:
@@ -169,7 +170,7 @@ def _prepared(options: Namespace, model: Path, output: Path) -> Model:
         ) from e
     if kept is not None:
         place = Path(kept) if kept else output.with_name(f"{output.stem}_preprocessed.onnx")
-        interface.check_output(place, model)
+        check_output(place, model)
         prepared.save(place)
     return prepared
 

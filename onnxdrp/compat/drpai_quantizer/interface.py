@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from onnxruntime.quantization import CalibrationMethod
@@ -15,8 +14,9 @@ from onnxdrp.compat.drpai_quantizer.readers import FOLDER, folder_reader, reread
 from onnxdrp.compat.drpai_quantizer.values import Advanced, method_of, names_of
 from onnxdrp.datareaders import take
 from onnxdrp.datareaders.opening import open_reader
-from onnxdrp.errors import ModelError, OptionError
+from onnxdrp.errors import OptionError
 from onnxdrp.exclusions import Exclusions
+from onnxdrp.files import check_output
 from onnxdrp.model import Model
 from onnxdrp.targets import Target, load_target
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SHOWN",
-    "check_output",
     "do_preprocess",
     "preprocessed",
     "quantize",
@@ -215,21 +214,6 @@ def _target(advanced: Advanced) -> Target:
 def _default(model: str) -> Any:
     log.warning("no datareader is given: the images in %s are read, with mean 0 and std 1", FOLDER)
     return folder_reader(None, None, None, model)
-
-
-def check_output(output: str | Path, model: str | Path) -> None:
-    """Refuse an output that cannot be written before any work is done for it.
-
-    Raises:
-        ModelError: it is the input or a folder, or its folder is missing.
-    """
-    path, source = Path(output), Path(model)
-    if path.exists() and source.exists() and path.samefile(source):
-        raise ModelError(f"{path}: is the input; name another output")
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder; name a file")
-    if not path.parent.is_dir():
-        raise ModelError(f"{path}: the folder {path.parent} does not exist; create it")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from onnxdrp.errors import DataError, OptionError
+from onnxdrp.errors import CheckError, DataError, OptionError
 from onnxdrp.model import Model, load
 from onnxdrp.pipeline import Instrument, Pass, PassContext, PassManager
 from onnxdrp.report import Report
@@ -18,6 +18,7 @@ from onnxdrp.report import Report
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from onnxdrp.chains import BiasCorrection, Rounding
     from onnxdrp.datareaders import DataReader
     from onnxdrp.detection import DetectionScore
     from onnxdrp.evaluation import Accuracy, Comparison
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 Path_: TypeAlias = str | Path
 Tails: TypeAlias = Literal["two", "one", "abs"]
+_SWITCHES = ("per_channel", "reduce_range")  # False says something, too
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
 
 
@@ -87,6 +89,8 @@ class _Job:
         for record in report.records:
             found = record.stats.get("warnings", ())
             report.warnings += [f"{record.name}: {text}" for text in dict.fromkeys(found)]
+            unmet = [f"target {self.target.name}: {w}" for w in record.stats.get("unmet", ())]
+            report.warnings += [w for w in unmet if w not in report.warnings]
             if tail := record.stats.get("tail"):
                 report.summary["float_tail"] = {"nodes": len(tail), "from": tail[0], "to": tail[-1]}
         summarize(
@@ -109,6 +113,8 @@ def _job(
     instruments: Sequence[Instrument],
     *,
     hold_out: bool = True,
+    reshaped: bool = False,
+    strict: bool = False,
     skip_bad_samples: bool = False,
     checkpoint: Path_ | None = None,
     executor: "Executor | None" = None,
@@ -121,7 +127,11 @@ def _job(
         raise OptionError(f"workers {workers}: give 1 or more")
     model = load(model)
     profile = load_target(target) if isinstance(target, str | Path) else target
-    warnings = [f"target {profile.name}: {wish}" for wish in profile.unmet(model, converted=True)]
+    # The shapes and the opset that the passes will see to are judged by Check, on the result.
+    unmet = [] if reshaped else profile.unmet(model, converted=True)
+    if unmet and strict:
+        raise CheckError(f"target {profile.name} is not met: {'; '.join(unmet)}")
+    warnings = [f"target {profile.name}: {wish}" for wish in unmet]
     for warning in warnings:
         log.warning(warning)
     calibration = None if calib is None else _reader(calib, model)
@@ -171,20 +181,6 @@ def _refuse(what: str, **given: Any) -> None:
         raise OptionError(f"{', '.join(asked)} does not go with {what}; leave one of them out")
 
 
-def _preprocessing(
-    input_shape: Mapping[str, Sequence[int]] | None, outputs: Iterable[str] | None
-) -> list[Pass]:
-    from onnxdrp import passes as p
-
-    steps: list[Pass] = []
-    if input_shape:
-        steps.append(p.FreezeShapes({name: tuple(shape) for name, shape in input_shape.items()}))
-    if outputs:
-        steps.append(p.Cut(tuple(outputs)))
-    steps += [p.InferShapes(), p.Optimize(), p.FoldConstants(), p.FuseBatchNorm(), p.Clean()]
-    return [*steps, p.InferShapes()]  # once more: folding makes shapes known
-
-
 def preprocess(
     model: "Model | Path_",
     *,
@@ -210,8 +206,8 @@ def preprocess(
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
-    job = _job(model, calib, None, target, 0, instruments)
-    return job.run(_preprocessing(input_shape, outputs))
+    job = _job(model, calib, None, target, 0, instruments, reshaped=bool(input_shape))
+    return job.run(_preprocessed(input_shape, outputs))
 
 
 def prune(
@@ -256,15 +252,27 @@ def prune(
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
-    job = _job(model, calib, data, target, seed, instruments)
-    if skip_preprocess:
-        _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
-    steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
-    steps += _pruning(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
+    job = _job(model, calib, data, target, seed, instruments, reshaped=bool(input_shape))
+    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
+    steps += _pruned(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
     return job.run(steps)
 
 
-def _pruning(
+def _preprocessed(
+    input_shape: Mapping[str, Sequence[int]] | None,
+    outputs: Iterable[str] | None,
+    *,
+    skip: bool = False,
+) -> list[Pass]:
+    from onnxdrp import chains
+
+    if skip:
+        _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
+        return []
+    return chains.preprocessing(input_shape, outputs)
+
+
+def _pruned(
     sparsity: float | None,
     pattern: str | None,
     rates: Mapping[str, float] | None,
@@ -273,28 +281,18 @@ def _pruning(
     prune_depthwise: bool,
     masks: Path_ | None,
 ) -> list[Pass]:
-    from onnxdrp import passes as p
+    from onnxdrp import chains
 
+    selection: dict[str, Any] = {
+        "rates": dict(rates or {}),
+        "exclude": tuple(exclude),
+        "prune_last": prune_last,
+        "prune_depthwise": prune_depthwise,
+    }
     if masks is not None:
-        _refuse(
-            "masks",
-            sparsity=sparsity,
-            pattern=pattern,
-            rates=rates,
-            exclude=exclude,
-            prune_last=prune_last,
-            prune_depthwise=prune_depthwise,
-        )
-        return [p.ApplyMasks(path=str(masks))]
-    select = p.SelectLayers(
-        rate=sparsity,
-        pattern=pattern,
-        rates=dict(rates or {}),
-        exclude=tuple(exclude),
-        prune_last=prune_last,
-        prune_depthwise=prune_depthwise,
-    )
-    return [select, p.PruneBlocks(pattern=pattern)]
+        _refuse("masks", sparsity=sparsity, pattern=pattern, **selection)
+        masks = str(masks)
+    return chains.pruning(masks, pattern, rate=sparsity, **selection)
 
 
 def calibrate(
@@ -310,6 +308,8 @@ def calibrate(
     exclude_subgraph: Iterable[str] = (),
     exclude_patterns: Path_ | None = None,
     exclude_tail: "TailMode | None" = None,
+    opset: int | None = None,
+    equalize: bool = False,
     input_shape: Mapping[str, Sequence[int]] | None = None,
     outputs: Iterable[str] | None = None,
     skip_bad_samples: bool = False,
@@ -337,6 +337,8 @@ def calibrate(
         exclude_subgraph: as for `quantize`.
         exclude_patterns: as for `quantize`.
         exclude_tail: as for `quantize`.
+        opset: as for `quantize`.
+        equalize: as for `quantize`, whose ranges are then those of the equalized model.
         input_shape: {input name: static shape}.
         outputs: names of tensors that become the graph's outputs.
         skip_bad_samples: as for `quantize`.
@@ -353,9 +355,9 @@ def calibrate(
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
+    from onnxdrp import chains
+
     _need(calib, ())
-    if skip_preprocess:
-        _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
     job = _job(
         load(model).clone(),
         calib,
@@ -364,14 +366,17 @@ def calibrate(
         0,
         instruments,
         hold_out=False,
+        reshaped=bool(input_shape),
         skip_bad_samples=skip_bad_samples,
         checkpoint=checkpoint,
         executor=executor,
         workers=workers,
     )
-    steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
-    steps += _calibration(
-        None,
+    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
+    steps += chains.calibration(
+        per_channel=None,
+        opset=opset,
+        equalize=equalize,
         method=method,
         percentile=percentile,
         tails=tails,
@@ -394,6 +399,15 @@ def quantize(
     sigmas: float | None = None,
     ranges: Path_ | Sequence[Path_] = (),
     per_channel: bool | None = None,
+    reduce_range: bool | None = None,
+    opset: int | None = None,
+    equalize: bool = False,
+    rounding: "Rounding | None" = None,
+    weight_bits: Literal[8, 4] | None = None,
+    bias_correction: "BiasCorrection | None" = None,
+    min_sqnr: float | None = None,
+    max_drop: float | None = None,
+    strict: bool = False,
     exclude: Iterable[str] = (),
     exclude_subgraph: Iterable[str] = (),
     exclude_patterns: Path_ | None = None,
@@ -426,6 +440,19 @@ def quantize(
         ranges: a file of ranges, or several, to use instead of measuring; where several have a
             tensor the widest counts. Tensors that they lack are measured.
         per_channel: weight scales by output channel; default: the target's.
+        reduce_range: weights of 7 bits, for kernels that add products in 16 bits; default: the
+            target's.
+        opset: the opset of the result; default: the model's, moved into what the target takes.
+        equalize: first share the sizes of weights out between layers (CrossLayerEqualize).
+        rounding: second-order, the default where there is data, rounds weights so that their errors
+            cancel in the outputs of their layers (RoundWeights); nearest rounds each alone.
+        weight_bits: 4: only the integers from -7 to 7, with second-order rounding; default 8.
+        bias_correction: fast, the default where there is data, or sequential (CorrectBias), or
+            none.
+        min_sqnr: leave the cheapest layers float with which no output has less SQNR, in dB
+            (KeepFloat).
+        max_drop: the same for points of accuracy, or of agreement where there are no labels.
+        strict: a wish of the target that is not met is an error.
         exclude: nodes to leave float: by name, by operator whatever its case (or "op:NAME"), by
             glob, by "re:" and a regular expression.
         exclude_subgraph: "A..B" each: what lies between these tensors or nodes stays float, the
@@ -450,21 +477,30 @@ def quantize(
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
-    measuring: dict[str, Any] = {
-        "method": method,
-        "percentile": percentile,
-        "tails": tails,
-        "sigmas": sigmas,
-        "skip_bad_samples": skip_bad_samples,
-        "memory_limit": memory_limit,
-    }
-    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
     files = _files(ranges)
+    measuring = _measuring(method, percentile, tails, sigmas, skip_bad_samples, memory_limit)
+    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
     _need(calib, files)
     if calib is None:
         _refuse("ranges without calib", **measuring, **running)
-    if skip_preprocess:
-        _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
+    leaving = _leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail)
+    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
+    steps += _quantized(
+        data=calib is not None,
+        rounding=rounding,
+        bias_correction=bias_correction,
+        min_sqnr=min_sqnr,
+        max_drop=max_drop,
+        per_channel=per_channel,
+        reduce_range=reduce_range,
+        opset=opset,
+        equalize=equalize,
+        weight_bits=weight_bits,
+        strict=strict,
+        ranges=files,
+        **leaving,
+        **measuring,
+    )
     job = _job(
         model,
         calib,
@@ -473,12 +509,50 @@ def quantize(
         seed,
         instruments,
         **running,
+        reshaped=bool(input_shape),
+        strict=strict,
         skip_bad_samples=skip_bad_samples,
     )
-    steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
-    leaving = _leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail)
-    steps += _quantization(per_channel, ranges=files, **leaving, **measuring)
     return job.run(steps)
+
+
+def _measuring(
+    method: "Method | None",
+    percentile: float | None,
+    tails: Tails | None,
+    sigmas: float | None,
+    skip_bad_samples: bool,
+    memory_limit: int | None,
+) -> dict[str, Any]:
+    """Options of Calibrate that say how ranges are taken."""
+    return {
+        "method": method,
+        "percentile": percentile,
+        "tails": tails,
+        "sigmas": sigmas,
+        "skip_bad_samples": skip_bad_samples,
+        "memory_limit": memory_limit,
+    }
+
+
+def _quantized(
+    *,
+    data: bool = False,
+    rounding: "Rounding | None" = None,
+    bias_correction: "BiasCorrection | None" = None,
+    min_sqnr: float | None = None,
+    max_drop: float | None = None,
+    **options: Any,
+) -> list[Pass]:
+    """The passes of `onnxdrp.chains.quantization`; without data those that need none."""
+    from onnxdrp import chains
+
+    return chains.quantization(
+        rounding=rounding or ("second-order" if data else "nearest"),
+        bias_correction=bias_correction or ("fast" if data else "none"),
+        keep_float={"min_sqnr": min_sqnr, "max_drop": max_drop},
+        **options,
+    )
 
 
 def explain(
@@ -486,6 +560,7 @@ def explain(
     *,
     target: "str | Path | Target" = "generic",
     per_channel: bool | None = None,
+    opset: int | None = None,
     exclude: Iterable[str] = (),
     exclude_subgraph: Iterable[str] = (),
     exclude_patterns: Path_ | None = None,
@@ -502,6 +577,7 @@ def explain(
         model: a Model, which is not changed, or the path of one.
         target: as for `quantize`.
         per_channel: as for `quantize`; it can raise the opset.
+        opset: as for `quantize`.
         exclude: as for `quantize`.
         exclude_subgraph: as for `quantize`.
         exclude_patterns: as for `quantize`.
@@ -513,22 +589,21 @@ def explain(
     Raises:
         OnnxDrpError: the model or an option cannot be used; PassError if a pass failed.
     """
+    from onnxdrp import chains
     from onnxdrp.explanation import explain_plan
     from onnxdrp.passes import Calibrate
     from onnxdrp.plan import make_plan
     from onnxdrp.targets import load_target
 
-    if skip_preprocess:
-        _refuse("skip_preprocess", input_shape=input_shape, outputs=outputs)
     leaving = _leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail)
-    quantizing = _quantization(per_channel, **leaving)
-    at = next(i for i, step in enumerate(quantizing) if isinstance(step, Calibrate))
-    calibrating = quantizing[at]
-    assert isinstance(calibrating, Calibrate)
-    steps = [] if skip_preprocess else _preprocessing(input_shape, outputs)
+    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
+    *before, calibrating = chains.calibration(
+        per_channel=per_channel, opset=opset, equalize=False, **leaving
+    )
+    assert isinstance(calibrating, Calibrate)  # the last of its chain
     model = load(model).clone()
     profile = load_target(target) if isinstance(target, str | Path) else target
-    PassManager([*steps, *quantizing[:at]]).run(model, PassContext(target=profile))
+    PassManager([*steps, *before]).run(model, PassContext(target=profile))
     kept = calibrating.exclusions().find(model)
     return explain_plan(model, make_plan(model, profile, kept.nodes), kept)
 
@@ -561,25 +636,6 @@ def _need(calib: Any, ranges: Sequence[str]) -> None:
         raise DataError("there is no calibration data; give some hundred images or arrays")
 
 
-def _quantization(per_channel: bool | None, **calibration: Any) -> list[Pass]:
-    from onnxdrp import passes as p
-
-    return [
-        *_calibration(13 if per_channel else None, **calibration),  # by channel: from opset 13 on
-        p.QuantizeWeights(per_channel=per_channel),
-        p.InsertQdq(),
-        p.Check(),
-    ]
-
-
-def _calibration(opset: int | None, **options: Any) -> list[Pass]:
-    """The passes up to Calibrate, whose defaults stand for options that are None."""
-    from onnxdrp import passes as p
-
-    given = {name: value for name, value in options.items() if value is not None}
-    return [p.ConvertOpset(minimum=opset), p.InferShapes(), p.Calibrate(**given)]
-
-
 def optimize(
     model: "Model | Path_",
     calib: Any = None,
@@ -593,6 +649,15 @@ def optimize(
     sigmas: float | None = None,
     ranges: Path_ | Sequence[Path_] = (),
     per_channel: bool | None = None,
+    reduce_range: bool | None = None,
+    opset: int | None = None,
+    equalize: bool = False,
+    rounding: "Rounding | None" = None,
+    weight_bits: Literal[8, 4] | None = None,
+    bias_correction: "BiasCorrection | None" = None,
+    min_sqnr: float | None = None,
+    max_drop: float | None = None,
+    strict: bool = False,
     rates: Mapping[str, float] | None = None,
     exclude: Iterable[str] = (),
     keep_float: Iterable[str] = (),
@@ -628,6 +693,15 @@ def optimize(
         sigmas: as for `quantize`.
         ranges: as for `quantize`; ranges of a model that was not pruned are told to be stale.
         per_channel: as for `quantize`.
+        reduce_range: as for `quantize`.
+        opset: as for `quantize`.
+        equalize: as for `quantize`.
+        rounding: as for `quantize`.
+        weight_bits: as for `quantize`.
+        bias_correction: as for `quantize`.
+        min_sqnr: as for `quantize`.
+        max_drop: as for `quantize`.
+        strict: as for `quantize`.
         rates: as for `prune`.
         exclude: layers not to prune.
         keep_float: nodes not to quantize, named as for `exclude` of `quantize`.
@@ -653,23 +727,27 @@ def optimize(
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
-    measuring: dict[str, Any] = {
-        "method": method,
-        "percentile": percentile,
-        "tails": tails,
-        "sigmas": sigmas,
-        "skip_bad_samples": skip_bad_samples,
-        "memory_limit": memory_limit,
-    }
-    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
     files = _files(ranges)
+    measuring = _measuring(method, percentile, tails, sigmas, skip_bad_samples, memory_limit)
+    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
+    rounded: dict[str, Any] = {
+        "per_channel": per_channel,
+        "reduce_range": reduce_range,
+        "opset": opset,
+        "equalize": equalize,
+        "rounding": rounding,
+        "weight_bits": weight_bits,
+        "bias_correction": bias_correction,
+        "min_sqnr": min_sqnr,
+        "max_drop": max_drop,
+        "strict": strict,
+    }
     if recipe is not None:
         _refuse(
             "recipe",
             sparsity=sparsity,
             pattern=pattern,
             ranges=files,
-            per_channel=None if per_channel is None else str(per_channel),
             rates=rates,
             exclude=exclude,
             keep_float=keep_float,
@@ -681,6 +759,7 @@ def optimize(
             masks=masks,
             input_shape=input_shape,
             outputs=outputs,
+            **{k: str(v) if k in _SWITCHES and v is not None else v for k, v in rounded.items()},
             **measuring,
         )
         return run(
@@ -696,6 +775,10 @@ def optimize(
     _need(calib, files)
     if calib is None:
         _refuse("ranges without calib", **measuring, **running)
+    leaving = _leaving(keep_float, exclude_subgraph, exclude_patterns, exclude_tail)
+    steps = _preprocessed(input_shape, outputs)
+    steps += _pruned(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
+    steps += _quantized(data=calib is not None, ranges=files, **rounded, **leaving, **measuring)
     job = _job(
         model,
         calib,
@@ -704,12 +787,10 @@ def optimize(
         seed or 0,
         instruments,
         **running,
+        reshaped=bool(input_shape),
+        strict=strict,
         skip_bad_samples=skip_bad_samples,
     )
-    steps = _preprocessing(input_shape, outputs)
-    steps += _pruning(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
-    leaving = _leaving(keep_float, exclude_subgraph, exclude_patterns, exclude_tail)
-    steps += _quantization(per_channel, ranges=files, **leaving, **measuring)
     return job.run(steps)
 
 

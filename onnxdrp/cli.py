@@ -172,10 +172,14 @@ _pruning = _options(
     click.option("--masks", type=click.Path(), help="Apply these masks (.npz) instead."),
     click.option("--save-masks", type=click.Path(), metavar="FILE.npz", help="Keep the masks."),
 )  # fmt: skip
-_KEEP_FLOAT = "Leave float: a node, an operator (op:NAME), a glob, or re:EXPRESSION."
-_keep_float = click.option("--keep-float", multiple=True, metavar="NODE", help=_KEEP_FLOAT)
+_NODES = "Leave float: a node, an operator (op:NAME), a glob, or re:EXPRESSION."
+_AUTO = f"{_NODES[:-1]}; auto: the cheapest layers."
+_keep_float = click.option("--keep-float", multiple=True, metavar="NODE|auto", help=_AUTO)
+_exclude_or_auto = click.option(
+    "--exclude", "--keep-float", "exclude", multiple=True, metavar="NODE|auto", help=_AUTO
+)
 _exclude = click.option(
-    "--exclude", "--keep-float", "exclude", multiple=True, metavar="NODE", help=_KEEP_FLOAT
+    "--exclude", "--keep-float", "exclude", multiple=True, metavar="NODE", help=_NODES
 )
 _excluding = _options(
     click.option("--exclude-subgraph", multiple=True, metavar="A..B",
@@ -205,7 +209,22 @@ _quantizing = _options(
                  help="Ranges to use instead of measuring; of several files the widest."),
     click.option("--save-ranges", type=click.Path(), metavar="FILE.json", help="Keep the ranges."),
     click.option("--per-channel/--per-tensor", default=None, help="Weight scales [the target's]."),
+    click.option("--reduce-range/--full-range", default=None, help="Weights of 7 bits or of 8."),
+    click.option("--rounding", type=click.Choice(["nearest", "second-order"]),
+                 help="Of weights: each alone, or so that errors cancel [second-order]."),
+    click.option("--weight-bits", type=click.Choice([8, 4]), help="Of weights [8]."),
+    click.option("--bias-correction", type=click.Choice(["none", "fast", "sequential"]),
+                 help="Take the mean error out of each layer [fast]."),
+    click.option("--min-sqnr", type=float, metavar="DB",
+                 help="Of --keep-float auto: no output has less than this."),
+    click.option("--max-drop", type=float, metavar="POINTS",
+                 help="Of --keep-float auto: accuracy, or agreement, falls by no more than this."),
+    click.option("--strict", is_flag=True, help="A wish of the target not met is an error."),
 )  # fmt: skip
+_converting = _options(
+    click.option("--opset", type=int, help="Opset of the result [what the target takes]."),
+    click.option("--equalize", is_flag=True, help="Share weight sizes out between layers first."),
+)
 _figures = _options(
     click.option("--data", type=click.Path(), help="Data for the figures [a part of --calib]."),
     click.option("--labels", metavar="FILE.csv|folders", help="Labels of --data."),
@@ -343,6 +362,8 @@ def _run(verb: str, model: str, output: str, options: dict[str, Any]) -> "Report
         options["outputs"] = _names(options["outputs"])
     if "rates" in options:
         options["rates"] = dict(options["rates"])
+    if "min_sqnr" in options:
+        _goal(options, "exclude" if verb == "quantize" else "keep_float")
     watching = _instruments(options)
     # None: the verb's default
     options = {k: v for k, v in options.items() if v is not None or k == "calib"}
@@ -357,6 +378,17 @@ def _run(verb: str, model: str, output: str, options: dict[str, Any]) -> "Report
             if isinstance(instrument, Progress):
                 instrument.close()
     return report
+
+
+def _goal(options: dict[str, Any], where: str) -> None:
+    """Take `auto` out of the nodes that stay float: it says that there is a goal."""
+    names = options[where]
+    has_goal = options["min_sqnr"] is not None or options["max_drop"] is not None
+    if "auto" in names and not has_goal:
+        raise OptionError("--keep-float auto has no goal; add --min-sqnr DB or --max-drop POINTS")
+    if has_goal and "auto" not in names:
+        raise OptionError("--min-sqnr and --max-drop are goals of --keep-float auto; add that")
+    options[where] = tuple(name for name in names if name != "auto")
 
 
 def _labelled(
@@ -409,7 +441,7 @@ def cli(verbose: bool) -> None:
 @click.option(
     "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
 )
-@_options(_shaping, _pruning, _keep_float, _excluding, _quantizing, _figures)
+@_options(_shaping, _pruning, _keep_float, _excluding, _quantizing, _converting, _figures)
 @_options(_reading, _watching, _common)
 @click.option("--recipe", type=click.Path(), metavar="FILE.toml", help="Run these passes instead.")
 def optimize(model: str, **options: Any) -> None:
@@ -452,7 +484,8 @@ def prune(model: str, **options: Any) -> None:
 @click.option(
     "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
 )
-@_options(_shaping, _exclude, _excluding, _quantizing, _figures, _reading, _watching, _common)
+@_options(_shaping, _exclude_or_auto, _excluding, _quantizing, _converting, _figures)
+@_options(_reading, _watching, _common)
 @click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
 @click.option("--explain", "explains", is_flag=True,
               help="Only list every node: quantized, or why not; needs no data.")  # fmt: skip
@@ -470,8 +503,8 @@ def quantize(model: str, explains: bool, **options: Any) -> None:
 
 
 _PLANNING = (
-    "target", "per_channel", "exclude", "exclude_subgraph", "exclude_patterns", "exclude_tail",
-    "input_shape", "outputs", "skip_preprocess",
+    "target", "per_channel", "opset", "exclude", "exclude_subgraph", "exclude_patterns",
+    "exclude_tail", "input_shape", "outputs", "skip_preprocess",
 )  # fmt: skip
 
 
@@ -497,7 +530,8 @@ def _explain(model: str, options: dict[str, Any]) -> None:
 @click.option(
     "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
 )
-@_options(_shaping, _exclude, _excluding, _measuring, _reading, _watching, _common)
+@_options(_shaping, _exclude, _excluding, _measuring, _converting)
+@_options(_reading, _watching, _common)
 @click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
 def calibrate(model: str, **options: Any) -> None:
     """Measure the ranges that `quantize --ranges` takes.

@@ -655,3 +655,59 @@ def test_optimize_and_calibrate_take_the_same_exclusions(net, out, tmp_path):
         assert kept["relu2"].startswith("excluded by the pattern")
     bad = call("quantize", net, "-o", out, "--calib", calib, "--exclude-patterns", tmp_path / "no")
     refused(bad, "no", "cannot be read")
+
+
+def names_of_passes(result):
+    assert result.exit_code == 0, result.stderr
+    return [record["name"] for record in json.loads(result.stdout)["passes"]]
+
+
+@pytest.mark.parametrize("verb", ["quantize", "optimize"])
+def test_options_of_rounding_choose_the_passes(verb, net, out):
+    base = (verb, net, "-o", out, "--calib", net.parent / "calib.npz", "--json")
+    assert names_of_passes(call(*base))[-4:] == [
+        "round-weights", "correct-bias", "insert-qdq", "check",
+    ]  # fmt: skip
+    plain = call(*base, "--rounding", "nearest", "--bias-correction", "none")
+    assert names_of_passes(plain)[-4:] == [
+        "calibrate", "quantize-weights", "insert-qdq", "check",
+    ]  # fmt: skip
+    whole = call(
+        *base, "--equalize", "--keep-float", "auto", "--min-sqnr", 10, "--weight-bits", 4,
+        "--bias-correction", "sequential", "--reduce-range", "--opset", 15,
+    )  # fmt: skip
+    names = names_of_passes(whole)
+    assert "cross-layer-equalize" in names
+    assert names[-5:] == ["keep-float", "round-weights", "correct-bias", "insert-qdq", "check"]
+    assert Model.load(out).opset == 15
+    assert 'mode = "sequential"' in out.with_name("out.onnx.recipe.toml").read_text()
+
+
+@pytest.mark.parametrize("verb", ["quantize", "optimize"])
+def test_a_goal_and_auto_go_together(verb, net, out):
+    base = (verb, net, "-o", out, "--calib", net.parent / "calib.npz")
+    refused(call(*base, "--keep-float", "auto"), "--keep-float auto", "--min-sqnr", "--max-drop")
+    refused(call(*base, "--min-sqnr", 30), "--min-sqnr", "--keep-float auto")
+    both = call(*base, "--keep-float", "auto", "--min-sqnr", 30, "--max-drop", 1)
+    refused(both, "min_sqnr", "max_drop")
+    assert not out.exists()
+
+
+def test_a_strict_target_refuses_first_what_it_lacks_and_can_be_met(net, out):
+    calib = net.parent / "calib.npz"
+    base = ("quantize", net, "-o", out, "--calib", calib, "--target", "drp-ai3")
+    refused(call(*base, "--strict"), "drp-ai3", "static shapes", "--input-shape")
+    result = call(*base, "--strict", "--input-shape", "x:1,3,8,8", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["warnings"] == []
+    loose = call(*base, "--json")
+    assert any("static shapes" in w for w in json.loads(loose.stdout)["warnings"])
+
+
+def test_an_opset_that_the_target_does_not_take_is_said(net, out):
+    base = ("quantize", net, "-o", out, "--calib", net.parent / "calib.npz", "--opset", 17)
+    more = ("--target", "drp-ai3", "--input-shape", "x:1,3,8,8")
+    result = call(*base, *more, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert any("opset 17" in w for w in json.loads(result.stdout)["warnings"])
+    refused(call(*base, *more, "--strict"), "opset 17", "drp-ai3")

@@ -1,0 +1,99 @@
+"""The passes behind each verb of onnxdrp.api, from the verb's options.
+
+    preprocessing   freeze-shapes, cut, infer-shapes, optimize, fold-constants, fuse-batchnorm,
+                    clean, infer-shapes
+    pruning         select-layers, prune-blocks; or apply-masks
+    quantization    cross-layer-equalize, convert-opset, infer-shapes, calibrate, keep-float,
+                    quantize-weights or round-weights, correct-bias, insert-qdq, check
+
+An option that is None leaves the choice to the pass.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+from onnxdrp import passes as p
+from onnxdrp.errors import OptionError
+from onnxdrp.pipeline import Pass
+
+__all__ = ["BiasCorrection", "Rounding", "calibration", "preprocessing", "pruning", "quantization"]
+
+BiasCorrection: TypeAlias = Literal["none", "fast", "sequential"]
+Rounding: TypeAlias = Literal["nearest", "second-order"]
+
+_BY_CHANNEL = 13  # the first opset with a scale for each channel
+
+
+def preprocessing(
+    input_shape: Mapping[str, Sequence[int]] | None, outputs: Iterable[str] | None
+) -> list[Pass]:
+    """What must precede any mask or range."""
+    steps: list[Pass] = []
+    if input_shape:
+        steps.append(p.FreezeShapes({name: tuple(shape) for name, shape in input_shape.items()}))
+    if outputs:
+        steps.append(p.Cut(tuple(outputs)))
+    steps += [p.InferShapes(), p.Optimize(), p.FoldConstants(), p.FuseBatchNorm(), p.Clean()]
+    return [*steps, p.InferShapes()]  # once more: folding makes shapes known
+
+
+def pruning(masks: str | None, pattern: str | None, **selection: Any) -> list[Pass]:
+    """Choose units by magnitude and prune them, or apply the masks of a file."""
+    if masks is not None:
+        return [p.ApplyMasks(path=masks)]
+    return [p.SelectLayers(pattern=pattern, **selection), p.PruneBlocks(pattern=pattern)]
+
+
+def calibration(
+    *, per_channel: bool | None, opset: int | None, equalize: bool, **options: Any
+) -> list[Pass]:
+    """The passes up to calibrate; `options` are its own."""
+    equalizing: list[Pass] = [p.CrossLayerEqualize()] if equalize else []
+    lowest = opset or (_BY_CHANNEL if per_channel else None)
+    convert = p.ConvertOpset(minimum=lowest, maximum=opset)
+    return [*equalizing, convert, p.InferShapes(), p.Calibrate(**_given(options))]
+
+
+def quantization(
+    *,
+    per_channel: bool | None,
+    reduce_range: bool | None,
+    keep_float: Mapping[str, Any],
+    rounding: Rounding,
+    weight_bits: Literal[8, 4] | None,
+    bias_correction: BiasCorrection,
+    strict: bool,
+    **calibrating: Any,
+) -> list[Pass]:
+    """The passes from a float model to a quantized one.
+
+    Args:
+        per_channel: of the pass that rounds weights.
+        reduce_range: of the same.
+        keep_float: the goal of keep-float; without one the pass does not run.
+        rounding: nearest: quantize-weights; second-order: round-weights.
+        weight_bits: of round-weights.
+        bias_correction: the mode of correct-bias, or none.
+        strict: of check.
+        calibrating: as for `calibration`.
+
+    Raises:
+        OptionError: an option is out of its range, or would be ignored.
+    """
+    grid = _given({"per_channel": per_channel, "reduce_range": reduce_range})
+    steps = calibration(per_channel=per_channel, **calibrating)
+    if goal := _given(keep_float):
+        steps.append(p.KeepFloat(**goal))
+    if rounding == "nearest" and weight_bits not in (None, 8):
+        raise OptionError(f"{weight_bits}-bit weights need second-order rounding, so data")
+    if rounding == "nearest":
+        steps.append(p.QuantizeWeights(**grid))
+    else:
+        steps.append(p.RoundWeights(**grid, **_given({"bits": weight_bits})))
+    if bias_correction != "none":
+        steps.append(p.CorrectBias(mode=bias_correction))
+    return [*steps, p.InsertQdq(), p.Check(strict=strict)]
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -4,6 +4,8 @@
 2. Where something is still unknown, onnxruntime's symbolic inference (sympy): it writes what
    depends on a free dimension as an expression of it, such as `floor(height/2)`.
 
+Either can be left out.
+
 What a file states is completed, never contradicted. What neither finds is listed in `stats`, and so
 is every node that inference stumbled over; what is known of the others is kept. Bodies of If and
 Loop are left as they are.
@@ -16,6 +18,7 @@ from typing import Any, ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnxdrp.errors import OptionError
 from onnxdrp.model import Model
 from onnxdrp.passes.inference import (
     Dim,
@@ -37,18 +40,31 @@ class InferShapes(Pass):
 
     Stats: `inferred` counts the tensors of which more is known now, `unknown` lists those of which
     something is not, `warnings` says which nodes inference failed on.
+
+    Attributes:
+        standard: run ONNX's own inference.
+        symbolic: run the symbolic inference where something is unknown.
     """
 
     name: ClassVar[str] = "infer-shapes"
     keeps_results: ClassVar[bool] = True
+
+    standard: bool = True
+    symbolic: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.standard or self.symbolic):
+            raise OptionError("standard and symbolic are both off; leave the pass out instead")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Infer, again while that finds more: each of the two goes on from what the other found."""
         completed: set[str] = set()
         for _ in range(_ROUNDS):
             warnings: list[str] = []
-            new = _complete(model, onnx_inference(model.skeleton(), warnings))
-            if _unknown(model):
+            new = set[str]()
+            if self.standard:
+                new |= _complete(model, onnx_inference(model.skeleton(), warnings))
+            if self.symbolic and _unknown(model):
                 new |= _complete(model, symbolic_inference(model.skeleton(), warnings))
             completed |= new
             if not new or not _unknown(model):

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime.quantization
 import pytest
-from builders import outputs_of
+from builders import make_model, outputs_of, value
 from dropin import IMAGES, MEAN, STD, content, direct, furnish
+from onnx import helper
 from PIL import Image
 
 import onnxdrp
@@ -27,6 +28,7 @@ from onnxdrp.compat.drpai_quantizer import (
 from onnxdrp.datareaders import DataReader, check_reader
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.model import Model
+from onnxdrp.passes import infer_shapes
 
 FOLDER = "./calibration_data/calibrate_images"
 
@@ -446,11 +448,49 @@ def test_preprocessing_is_that_of_onnxdrp_with_each_switch():
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("off", ["do_symbolic_shape_inference", "do_onnx_shape_inference"])
-def test_one_inference_alone_cannot_be_left_out_and_that_is_said(caplog, off):
-    do_preprocess("modA_resnet18.onnx", "pre.onnx", **{off: False})
-    assert f"{off}=False alone has no effect" in caplog.text
-    assert content("pre.onnx") == content(onnxdrp.preprocess("modA_resnet18.onnx").model)
+FREE = (1, 3, "height", 4)  # of the input
+
+
+def half_inferred():
+    """A Relu, and a MaxPool of a free size: only symbolic inference has an expression for it."""
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("MaxPool", ["r"], ["p"], "pool", **pool),
+        helper.make_node("Neg", ["p"], ["y"], "out"),
+    ]
+    return make_model(nodes, [value("x", FREE)], [value("y", [1, 3, None, 2])], opset=12)
+
+
+@pytest.mark.parametrize(
+    ("switches", "known"),
+    [
+        ({}, "floor(height/2)"),
+        ({"do_symbolic_shape_inference": False}, None),
+        ({"do_onnx_shape_inference": False}, "floor(height/2)"),
+        ({"do_onnx_shape_inference": False, "do_optimization": False}, "floor(height/2)"),
+        ({"do_symbolic_shape_inference": False, "do_optimization": False}, None),
+    ],
+)
+def test_each_inference_of_shapes_has_a_switch_that_works(monkeypatch, switches, known):
+    inferences = {"symbolic", "onnx"} - {
+        kind for kind in ("symbolic", "onnx") if f"do_{kind}_shape_inference" in switches
+    }
+    calls = set()
+    for kind in ("onnx", "symbolic"):
+        real = getattr(infer_shapes, f"{kind}_inference")
+        monkeypatch.setattr(
+            infer_shapes,
+            f"{kind}_inference",
+            lambda *a, kind=kind, real=real: (calls.add(kind), real(*a))[1],
+        )
+    Path("free.onnx").write_bytes(half_inferred().SerializeToString())
+    do_preprocess("free.onnx", "pre.onnx", **switches)
+    assert calls == inferences
+    shapes = {v.name: v for v in Model.load("pre.onnx").proto().graph.value_info}
+    dims = shapes["p"].type.tensor_type.shape.dim
+    assert (dims[2].dim_param or None) == known
+    assert dims[3].dim_value == 2
 
 
 def test_verbose_says_nothing_warnings_or_each_pass(capfd):

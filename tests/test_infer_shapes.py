@@ -7,7 +7,9 @@ import sympy
 from builders import conv_net, feeds_for, make_model, normal, outputs_of, value
 from running import node, run_pass
 
+from onnxdrp.errors import OptionError
 from onnxdrp.model import Model
+from onnxdrp.passes import infer_shapes
 from onnxdrp.passes.infer_shapes import InferShapes
 from onnxdrp.pipeline import PassContext
 from onnxdrp.weights import Weight
@@ -51,6 +53,41 @@ def test_expressions_of_a_free_size_are_right_when_the_size_is_put_in():
         put_in = [int(d.subs({symbols[s]: n for s, n in sizes.items()})) for d in shape]
         assert put_in == list(array.shape)
     assert "height" in str(model.info("c").shape)
+
+
+def half_known():
+    """Relu, and a MaxPool of a free size: ONNX infers the type of the second, no expression."""
+    nodes = [
+        node("Relu", ["x"], ["r"], "relu"),
+        node("MaxPool", ["r"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Neg", ["p"], ["y"], "out"),
+    ]
+    return make_model(nodes, [value("x", [1, 3, "height", 4])], [value("y", [1, 3, None, 2])])
+
+
+@pytest.mark.parametrize(
+    ("options", "height"),
+    [({"symbolic": False}, None), ({"standard": False}, "floor(height/2)"), ({}, "floor(height/2)")],
+)
+def test_each_of_the_two_inferences_can_be_left_out(monkeypatch, options, height):
+    calls = []
+    for kind in ("onnx", "symbolic"):
+        name = f"onnxdrp.passes.infer_shapes.{kind}_inference"
+        real = getattr(infer_shapes, f"{kind}_inference")
+        monkeypatch.setattr(
+            name, lambda *a, kind=kind, real=real: (calls.append(kind), real(*a))[1]
+        )
+    model, result = run_pass(InferShapes(**options), half_known())
+    assert model.info("r").shape == (1, 3, "height", 4)
+    assert model.info("p").shape in ((1, 3, height, 2), (1, 3, height or "", 2))
+    assert result.stats["unknown"] == ([] if height else ["p", "y"])
+    left_out = {"symbolic": "symbolic", "standard": "onnx"}
+    assert set(calls) == {"onnx", "symbolic"} - {left_out[name] for name in options}
+
+
+def test_to_leave_both_out_is_refused():
+    with pytest.raises(OptionError, match="both off; leave the pass out"):
+        InferShapes(standard=False, symbolic=False)
 
 
 def test_what_depends_on_a_value_of_the_input_is_reported_unknown():

@@ -54,9 +54,8 @@ def do_preprocess(
     Args:
         input_model_path: the model's file.
         preprocessed_model_output: where the result goes.
-        do_symbolic_shape_inference: infer shapes; see the next.
-        do_onnx_shape_inference: infer shapes. The two are one pass here, which infers symbolically
-            where ONNX's inference leaves something open: it is left out if both are False.
+        do_symbolic_shape_inference: infer shapes symbolically where something is still unknown.
+        do_onnx_shape_inference: infer shapes by ONNX's own inference.
         do_optimization: optimize, fold constants, fuse BatchNormalization, clean.
         skip_preprocess: all three are False: the output is the model as it is. (On the command
             line --skip_preprocess means that this function is not called at all.)
@@ -77,28 +76,24 @@ def do_preprocess(
     with _told(verbose):
         for key in kwargs:
             log.warning("%s belongs to quantize_interface; do_preprocess does nothing with it", key)
-        if symbolic != shapes:
-            off = "do_onnx_shape_inference" if symbolic else "do_symbolic_shape_inference"
-            log.warning(
-                "%s=False alone has no effect: shapes are inferred in one pass, symbolically only "
-                "where that is needed; set both to False to leave it out", off,
-            )  # fmt: skip
-        model = preprocessed(input_model_path, symbolic or shapes, do_optimization)
+        model = preprocessed(input_model_path, symbolic, shapes, do_optimization)
         model.save(preprocessed_model_output)
 
 
-def preprocessed(path: str, shapes: bool = True, optimization: bool = True) -> Model:
+def preprocessed(
+    path: str, symbolic: bool = True, shapes: bool = True, optimization: bool = True
+) -> Model:
     """The model of a file after what is asked for of `onnxdrp.preprocess`."""
-    if not (shapes or optimization):
-        return Model.load(path)
-    if shapes and optimization:
+    if symbolic and shapes and optimization:
         return _tell(api.preprocess(path, target=TARGET)).model
     from onnxdrp import passes as p
 
-    steps: list[Pass] = [p.InferShapes()]
-    if optimization:
-        steps = [p.Optimize(), p.FoldConstants(), p.FuseBatchNorm(), p.Clean()]
-    return _tell(api.run(path, steps, target=TARGET)).model
+    steps: list[Pass] = []
+    if symbolic or shapes:
+        steps = [p.InferShapes(standard=shapes, symbolic=symbolic)]
+    if optimization:  # what it folds makes more shapes known, as in `onnxdrp.preprocess`
+        steps = [*steps, p.Optimize(), p.FoldConstants(), p.FuseBatchNorm(), p.Clean(), *steps]
+    return _tell(api.run(path, steps, target=TARGET)).model if steps else Model.load(path)
 
 
 def quantize_interface(

@@ -1,13 +1,14 @@
 """Find the ranges of the activations that will be quantized: measured, or from files.
 
 Plans the quantization of the whole graph (onnxdrp.plan) and taps only the tensors that the plan
-asks for; ranges are those of the model as it is, so after pruning. Fills ctx.ranges,
+asks for; ranges are those of the model as it is, so after pruning. Whatever the method, the head of
+a detector whose tail stays float keeps its extremes (onnxdrp.tails). Fills ctx.ranges,
 ctx.calibration and ctx.kept_float; the model is not touched.
 """
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -22,6 +23,7 @@ from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Plan, make_plan
 from onnxdrp.quantization import Range
 from onnxdrp.ranges import Ranges, TensorRange, load_ranges, merge_ranges, weights_digest
+from onnxdrp.tails import find_head
 from onnxdrp.targets import Target
 
 __all__ = ["Calibrate", "Method"]
@@ -123,7 +125,8 @@ class Calibrate(Pass):
             raise ModelError(f"no node of the model can be quantized: {_first_reasons(plan)}")
         missing = [name for name in plan.observed if name not in given.tensors]
         bad: list[BadSample] = []
-        ranges = self._measure(model, ctx, missing, bad) if missing else replace(given)
+        head = find_head(model, kept.tail.keys() & plan.kept.keys())
+        ranges = self._measure(model, ctx, missing, head, bad) if missing else replace(given)
         known = given.tensors | ranges.tensors
         ranges.tensors = {name: known[name] for name in plan.observed}
         ctx.calibration = ranges
@@ -135,6 +138,7 @@ class Calibrate(Pass):
             "float_nodes": len(plan.kept),
             "tail": [name for name in kept.tail if name in plan.kept],
             "measured_tensors": len(missing),
+            "head": [name for name in missing if name in head],
             "unused_ranges": [name for name in given.tensors if name not in plan.observed],
             "skipped_samples": [str(sample) for sample in bad[:_TOLD]],
             **odd,
@@ -154,9 +158,14 @@ class Calibrate(Pass):
         )
 
     def _measure(
-        self, model: Model, ctx: PassContext, tensors: Sequence[str], bad: list[BadSample]
+        self,
+        model: Model,
+        ctx: PassContext,
+        tensors: Sequence[str],
+        whole: Collection[str],
+        bad: list[BadSample],
     ) -> Ranges:
-        """Measure these tensors; samples that are left out are added to `bad`."""
+        """Measure these tensors, of some the extremes; samples left out are added to `bad`."""
         if ctx.reader is None:
             raise DataError(
                 f"{', '.join(self.ranges)}: no range for {_several(tensors)}; "
@@ -170,10 +179,11 @@ class Calibrate(Pass):
             if ctx.progress is not None:
                 ctx.progress(done, total)
 
+        observer = _OBSERVERS.get(str(self.method), Histogram)
         found = observe(
             model,
             reader,
-            {name: Tap(name, _OBSERVERS.get(str(self.method), Histogram)()) for name in tensors},
+            {name: Tap(name, (_Extremes if name in whole else observer)()) for name in tensors},
             memory_limit=self.memory_limit,
             executor=ctx.executor,
             workers=ctx.workers,

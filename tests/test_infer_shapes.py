@@ -67,7 +67,11 @@ def half_known():
 
 @pytest.mark.parametrize(
     ("options", "height"),
-    [({"symbolic": False}, None), ({"standard": False}, "floor(height/2)"), ({}, "floor(height/2)")],
+    [
+        ({"symbolic": False}, None),
+        ({"standard": False}, "floor(height/2)"),
+        ({}, "floor(height/2)"),
+    ],
 )
 def test_each_of_the_two_inferences_can_be_left_out(monkeypatch, options, height):
     calls = []

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import heapq
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -361,6 +361,39 @@ class Model:
 
         skeleton = self.skeleton()
         return open_session(skeleton, self._weights, outputs, optimize, threads, tapped)
+
+    def part_session(
+        self,
+        part: onnx.ModelProto,
+        stored: Iterable[gs.Constant],
+        outputs: Sequence[str],
+        *,
+        optimize: bool = True,
+        threads: int | None = None,
+    ) -> "onnxruntime.InferenceSession":
+        """As `session`, of a part of this model.
+
+        Args:
+            part: nodes of this model's skeleton, with the inputs they need; is changed.
+            stored: the stored tensors that they read, with the values of now.
+            outputs: tensors to fetch.
+            optimize: as for `session`.
+            threads: as for `session`.
+
+        Raises:
+            ModelError: as for `session`.
+        """
+        from onnxdrp.session import open_session
+
+        for constant in stored:
+            self._adopt(constant)  # a reference, where it is large
+            tensor = constant._values.tensor
+            if isinstance(tensor, onnx.SparseTensorProto):
+                part.graph.sparse_initializer.append(tensor)
+            else:
+                part.graph.initializer.append(tensor)
+                part.graph.initializer[-1].name = constant.name
+        return open_session(part, self._weights, outputs, optimize, threads)
 
     # ---------------------------------------------------------------------------- across the border
 

@@ -23,7 +23,6 @@ import onnx_graphsurgeon as gs
 from onnxdrp.dataflow import ordered
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.model import Model, reads
-from onnxdrp.session import open_session
 from onnxdrp.taps import run_session
 
 if TYPE_CHECKING:
@@ -198,9 +197,10 @@ class Segments:
         inputs = tuple(name for name in self._live[first] if name in read)
         session = None
         if computed:
-            part = self._part(nodes, inputs, [n for n in self._stored if n in read])
-            weights = self.model._weights
-            session = open_session(part, weights, computed, optimize, threads)
+            stored = [constant for name, constant in self._stored.items() if name in read]
+            session = self.model.part_session(
+                self._part(nodes, inputs), stored, computed, optimize=optimize, threads=threads
+            )
         passed = tuple(name for name in names if name in given)
         return Segment(inputs, tuple(computed), passed, session)
 
@@ -262,10 +262,8 @@ class Segments:
                     waiting += self._reads[i]
         return sorted(nodes), read
 
-    def _part(
-        self, nodes: Iterable[int], inputs: Iterable[str], stored: Iterable[str]
-    ) -> onnx.ModelProto:
-        """A skeleton of these nodes, with the weights that the model has now."""
+    def _part(self, nodes: Iterable[int], inputs: Iterable[str]) -> onnx.ModelProto:
+        """A skeleton of these nodes, without stored tensors."""
         whole = self._proto
         part = onnx.ModelProto(ir_version=whole.ir_version, opset_import=whole.opset_import)
         part.graph.name = whole.graph.name
@@ -273,15 +271,6 @@ class Segments:
         part.graph.input.extend(
             onnx.ValueInfoProto(name=name, type=self._type(name)) for name in inputs
         )
-        for name in stored:
-            constant = self._stored[name]
-            self.model._adopt(constant)  # a reference, where it is large
-            tensor = constant._values.tensor
-            if isinstance(tensor, onnx.SparseTensorProto):
-                part.graph.sparse_initializer.append(tensor)
-            else:
-                part.graph.initializer.append(tensor)
-                part.graph.initializer[-1].name = name
         return part
 
     def _type(self, name: str) -> onnx.TypeProto:

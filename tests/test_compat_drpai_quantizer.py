@@ -4,6 +4,7 @@ Nothing of them is changed but the names of modules and files, and the manual's 
 sign that stands for a backslash, blanks that lack before it, comments behind it.
 """
 
+import re
 import shlex
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import onnxdrp
 from onnxdrp import demo
 from onnxdrp.compat.drpai_quantizer import cli_interface, inference, interface, quantize_interface
 from onnxdrp.compat.drpai_quantizer.readers import recorded_reader
-from onnxdrp.compat.drpai_quantizer.values import join_lists
+from onnxdrp.compat.drpai_quantizer.values import join_lists, numbers_of
 from onnxdrp.datareaders import RecordedReader, SyntheticReader
 from onnxdrp.errors import DataError, OptionError, PassError
 from onnxdrp.model import Model
@@ -147,6 +148,16 @@ def test_the_listing_for_yolov4_excludes_operators_in_lower_case(capsys, option)
     assert "--norm_mean is not given: 0 is taken" in errors
 
 
+def test_the_other_form_of_mish_in_section_5_2_1_is_excluded_as_well(capsys):
+    line = [w.replace("exp,add,log,tanh", "softplus,tanh") for w in words(YOLOV4)]
+    assert "softplus,tanh" in line
+    assert call(*line) == 0
+    assert content("model_q.onnx") == direct(mean=0, std=1)
+    errors = capsys.readouterr().err
+    assert "op:softplus" in errors
+    assert "op:tanh" in errors
+
+
 def test_the_listing_for_mobilenet_runs_on_a_model_without_clip(capsys):
     assert call(*words(MOBILENET)) == 0
     assert content("model_q.onnx") == direct(mean=0, std=1)
@@ -181,6 +192,16 @@ def test_inference_takes_labelled_data_of_the_users(capsys):
     assert f"on {IMAGES} samples" in capsys.readouterr().out
     assert inference.main(["modA_resnet18.onnx", "--labels", "labels.csv"]) == 1
     assert "--labels belongs to --data" in capsys.readouterr().err
+
+
+def test_inference_takes_the_normalization_that_section_4_2_prints(capsys):
+    printed = "transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),"
+    mean, std = re.findall(r"\([\d., ]+\)", printed)
+    flags = ["--norm_mean", *mean.split(), "--norm_std", *std.split(), "--limit", "100"]
+    assert inference.main(["--nchw", "modA_resnet18.onnx", *flags]) == 0
+    given = {"mean": MEAN, "std": STD, "limit": 100}
+    data = onnxdrp.open_reader(demo.TEST, Model.load("modA_resnet18.onnx"), **given)
+    assert str(onnxdrp.evaluate("modA_resnet18.onnx", data)) in capsys.readouterr().out
 
 
 def test_inference_refuses_a_flag_that_the_model_contradicts(capsys):
@@ -356,6 +377,47 @@ def test_an_option_stands_for_the_same_of_onnxdrp_quantize(more, stands_for):
     assert content("q.onnx") == direct(**stands_for)
 
 
+@pytest.mark.parametrize(
+    "example",
+    [
+        "--operate_to_exclude Softplus,Tanh",
+        "--node_to_exclude Concat_264,Concat_285",
+        "--preprocess_mode default",
+        "--preprocessed_model_output",
+        "--calibrate_method Entropy",
+    ],
+)
+def test_each_example_in_table_3_2_2_1_runs_as_it_is_printed(example, capsys):
+    """Those of the norms, --skip_preprocess, --tvm and optimize_model are in other tests here."""
+    assert small(*example.split()) == 0
+    assert content("q.onnx") == direct(**{"method": "entropy"} if "Entropy" in example else {})
+    assert Path("q_preprocessed.onnx").exists() == ("model_output" in example)
+    lacking = [word for word in ("Softplus", "Tanh", "Concat_264", "Concat_285") if word in example]
+    errors = capsys.readouterr().err
+    assert all(word in errors for word in lacking)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "[0.4914,0.4822,0.4465]", "[0.4914, 0.4822, 0.4465]", "[ 0.4914 , 0.4822 , 0.4465 ]",
+        "0.4914,0.4822,0.4465", "0.4914, 0.4822, 0.4465", "0.4914 ,0.4822 ,0.4465",
+        "(0.4914, 0.4822, 0.4465)",
+    ],
+)  # fmt: skip
+def test_a_list_may_be_written_with_blanks_or_without_and_in_brackets_or_not(given):
+    line = ["--norm_mean", *given.split(), "--norm_std", "[1,", "1,", "1]", "per_channel", "True"]
+    mean, std, *rest = join_lists(line)[1::2]
+    assert numbers_of("--norm_mean", mean) == MEAN
+    assert (std, rest) == ("[1, 1, 1]", ["True"])
+
+
+def test_operators_and_nodes_may_be_a_list_in_brackets_with_quotes():
+    node = onnxdrp.preprocess("modA_resnet18.onnx").model.nodes("Conv")[1].name
+    assert small("-ex", "['Add',", "'Tanh']", "-exn", f"[{node},", "Concat_1]") == 0
+    assert content("q.onnx") == direct(exclude=["Add", node])
+
+
 def test_nodes_are_excluded_by_name_and_what_is_missing_is_only_warned_about(capsys):
     model = onnxdrp.preprocess("modA_resnet18.onnx").model
     first, second = [n.name for n in model.nodes("Add")][:2]
@@ -373,6 +435,7 @@ def test_the_preprocessed_model_is_kept_beside_the_output_or_where_it_is_named(c
         (["-pmo"], "q_preprocessed.onnx"),
         (["--preprocessed_model_output", "pre.onnx"], "pre.onnx"),
         (["-pmo", "per_channel", "False"], "q_preprocessed.onnx"),
+        (["per_channel", "False", "-pmo", "optimize_model", "True"], "q_preprocessed.onnx"),
     ):
         assert small(*more) == 0
         assert content(kept) == want

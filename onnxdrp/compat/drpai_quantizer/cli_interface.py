@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        options, rest = parser.parse_known_args(join_lists(words))
+        options, rest = parser.parse_known_args(_with_flags(join_lists(words)))
         if unknown := next((word for word in rest if word.startswith("-")), None):
             parser.error(f"unrecognized option {unknown}")
         options.rest = rest
@@ -116,13 +116,22 @@ def _parser() -> ArgumentParser:
     return parser  # fmt: skip
 
 
+def _with_flags(words: Sequence[str]) -> list[str]:
+    """The words, -pmo with an empty value where what follows it is no model's name but a key."""
+    following = [*words[1:], ""]
+    return [
+        "--preprocessed_model_output="
+        if (word == "-pmo" or word.startswith("--preprocessed")) and not after.endswith(".onnx")
+        and "=" not in word
+        else word
+        for word, after in zip(words, following, strict=True)
+    ]  # fmt: skip
+
+
 def _advanced(options: Namespace) -> Advanced:
     """The pairs after --opts and at the end of the line."""
-    kept, rest = options.preprocessed_model_output, options.rest
-    if kept and not kept.endswith(".onnx"):  # -pmo is a flag, and what follows is a key
-        options.preprocessed_model_output, rest = "", [kept, *rest]
     given: dict[str, Any] = {"activation_zeropoint": True} if options.az else {}
-    for pairs in (Advanced.pairs(options.opts), Advanced.pairs(rest)):
+    for pairs in (Advanced.pairs(options.opts), Advanced.pairs(options.rest)):
         for key in given.keys() & pairs.keys():
             log.warning("%s is given twice: %s counts", key, pairs[key])
         given |= pairs

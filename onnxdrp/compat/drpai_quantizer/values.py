@@ -50,7 +50,7 @@ def numbers_of(option: str, value: Any) -> list[float] | None:
 
 
 def join_lists(words: Sequence[str]) -> list[str]:
-    """Words of a command line with those of one list, `[a,` `b]` or `a,` `b`, made one again.
+    """Words of a command line, those of a list, `[a,` `b]`, `a,` `b`, `a` `,b`, made one again.
 
     Raises:
         OptionError: a bracket is not closed.
@@ -58,8 +58,8 @@ def join_lists(words: Sequence[str]) -> list[str]:
     joined: list[str] = []
     still_open = False
     for word in words:
-        goes_on = still_open or (joined and joined[-1].endswith(",") and not word.startswith("--"))
-        if goes_on:
+        at_comma = joined and (joined[-1].endswith(",") or word.startswith(","))
+        if still_open or (at_comma and not word.startswith("--")):
             joined[-1] += f" {word}"
         else:
             joined.append(word)

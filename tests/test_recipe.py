@@ -157,7 +157,7 @@ def one(options: str, name: str = "toy_passes:Options") -> str:
         (one("", "zzz"), "no pass is called 'zzz'; there are .*infer-shapes"),
         (one("cuont = 1"), r"pass 2 \(toy_passes:Options\): no option 'cuont'; is 'count' meant"),
         (one("zzz = 1"), "no option 'zzz'; there are text, number"),
-        (one("any = 1", "infer-shapes"), "no option 'any'; it has none"),
+        (one("any = 1", "insert-qdq"), "no option 'any'; it has none"),
         (one("", "toy_passes:Scale"), "lacks the option 'weight'"),
         (one("count = -1"), r"pass 2 \(toy_passes:Options\): count=-1: give 0 or more"),
         (one("count = 1.5"), "count is 1.5; give integer"),

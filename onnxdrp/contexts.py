@@ -102,8 +102,8 @@ def _params(params: QuantParams) -> dict[str, Any]:
 
 
 def _target(table: dict[str, Any]) -> Target:
-    operators = {name: _tuples(v) for name, v in table["operators"].items()}
-    return Target(**{**table, "operators": Operators(**operators)})
+    plain = _tuples(table)
+    return Target(**{**plain, "operators": Operators(**plain["operators"])})
 
 
 def _tuples(value: Any) -> Any:

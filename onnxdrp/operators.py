@@ -21,6 +21,7 @@ __all__ = [
     "Kind",
     "WeightUse",
     "changes_nothing",
+    "channel_axis",
     "clip_bounds",
     "data_inputs",
     "kind_of",
@@ -47,6 +48,8 @@ def data_inputs(node: gs.Node) -> list[int]:
 def kind_of(node: gs.Node, target: Target) -> Kind | None:
     """How the target quantizes the operator, or None if it does not."""
     ops = target.operators
+    if node.op in ops.keep_float:
+        return None
     if node.op in ops.weighted:
         return "weighted"
     nearest = node.op in _NEAREST and node.attrs.get("mode", "nearest") == "nearest"
@@ -158,3 +161,8 @@ def weight_use(model: Model, node: gs.Node) -> WeightUse | None:
         whole = "its weight is the left factor, which 8-bit kernels take with one scale"
         return WeightUse(node.name, 1, 0, None, 0, whole)
     return WeightUse(node.name, 0, 1, 0 if turned else 1, shape[0 if turned else 1])
+
+
+def channel_axis(node: gs.Node, use: WeightUse, target: Target) -> int | None:
+    """The axis for scales by output channel; None if the target takes one scale of its operator."""
+    return None if node.op in target.operators.whole_weights else use.axis

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import ModelError
 from onnxdrp.model import Model
-from onnxdrp.operators import WeightUse
+from onnxdrp.operators import WeightUse, channel_axis
 from onnxdrp.plan import Operand, Plan
 from onnxdrp.quantization import (
     QuantParams,
@@ -21,7 +21,7 @@ from onnxdrp.quantization import (
 )
 from onnxdrp.targets import Target
 
-__all__ = ["activation_parameters", "uses_by_weight", "weight_parameters"]
+__all__ = ["activation_parameters", "member_ranges", "uses_by_weight", "weight_parameters"]
 
 Array = npt.NDArray[Any]
 Nodes = Mapping[str, gs.Node]
@@ -35,15 +35,26 @@ def activation_parameters(
     Raises:
         ModelError: a tensor has no range: the model changed since the ranges were measured.
     """
-    nodes = {n.name: n for n in model.nodes()}
     merged: dict[str | Operand, Range] = {}
-    for key, group in plan.groups.items():
-        found = _range_of(model, nodes, plan, ranges, key)
-        if found is not None:
-            merged[group] = merged[group].union(found) if group in merged else found
+    for key, found in member_ranges(model, plan, ranges).items():
+        group = plan.groups[key]
+        merged[group] = merged[group].union(found) if group in merged else found
     dtype, symmetric = target.activation_dtype, target.activation_symmetric
     params = {g: activation_params(r, dtype, symmetric=symmetric) for g, r in merged.items()}
     return {key: params[group] for key, group in plan.groups.items()}
+
+
+def member_ranges(
+    model: Model, plan: Plan, ranges: Mapping[str, Range]
+) -> dict[str | Operand, Range]:
+    """What each tensor and constant operand adds to the range of its group; those that add some.
+
+    Raises:
+        ModelError: a tensor has no range: the model changed since the ranges were measured.
+    """
+    nodes = {n.name: n for n in model.nodes()}
+    found = {key: _range_of(model, nodes, plan, ranges, key) for key in plan.groups}
+    return {key: range_ for key, range_ in found.items() if range_ is not None}
 
 
 def _range_of(
@@ -71,7 +82,13 @@ def uses_by_weight(nodes: Nodes, plan: Plan) -> dict[str, list[WeightUse]]:
 
 
 def weight_parameters(
-    model: Model, plan: Plan, activations: Mapping[str, QuantParams], per_channel: bool
+    model: Model,
+    plan: Plan,
+    activations: Mapping[str, QuantParams],
+    target: Target,
+    *,
+    per_channel: bool | None = None,
+    reduce_range: bool | None = None,
 ) -> dict[str, QuantParams]:
     """int8 parameters of each weight: wide enough for the int32 biases of all its layers.
 
@@ -79,39 +96,38 @@ def weight_parameters(
         model: holds the weights.
         plan: of the model.
         activations: {tensor: parameters}.
-        per_channel: a scale for each output, where all layers of a weight have the same axis.
+        target: the profile.
+        per_channel: a scale for each output, where all layers of a weight have the same axis and
+            the target takes it of their operators; None: as the target has it.
+        reduce_range: -64..64 instead of -127..127; None: as the target has it.
     """
+    by_channel = target.per_channel if per_channel is None else per_channel
+    reduced = target.reduces_range if reduce_range is None else reduce_range
     nodes = {n.name: n for n in model.nodes()}
     params = {}
     for name, uses in uses_by_weight(nodes, plan).items():
         weight = _stored(model, nodes, (uses[0].node, uses[0].weight))
-        axes = {use.axis for use in uses}
-        axis = axes.pop() if per_channel and len(axes) == 1 else None
-        peak = weight_absmax(weight, axis)
-        scales = [
-            _beside_bias(model, nodes, plan, use, activations, peak)
-            for use in uses
-            if use.node in plan.biases
-        ]
-        scale = np.max(scales, axis=0) if scales else weight_params(weight, axis).scale
-        params[name] = QuantParams.symmetric(scale, axis=axis)
+        axes = {channel_axis(nodes[use.node], use, target) for use in uses}
+        axis = axes.pop() if by_channel and len(axes) == 1 else None
+        params[name] = weight_params(weight, axis, reduce_range=reduced)
+        biased = [use for use in uses if use.node in plan.biases]
+        if biased and target.bias_dtype == "int32":
+            peak = weight_absmax(weight, axis)
+            beside = [_beside_bias(model, nodes, plan, use, activations) for use in biased]
+            scales = [weight_scale_for_bias(peak, *b, reduce_range=reduced) for b in beside]
+            params[name] = QuantParams.symmetric(np.max(scales, axis=0), axis=axis)
     return params
 
 
 def _beside_bias(
-    model: Model,
-    nodes: Nodes,
-    plan: Plan,
-    use: WeightUse,
-    activations: Mapping[str, QuantParams],
-    peak: npt.NDArray[np.float32],
-) -> npt.NDArray[np.float32]:
+    model: Model, nodes: Nodes, plan: Plan, use: WeightUse, activations: Mapping[str, QuantParams]
+) -> tuple[Array, float, Range | None]:
+    """A layer's bias, the scale of its input and the range of its output."""
     bias = _stored(model, nodes, plan.biases[use.node])
     data = activations[nodes[use.node].inputs[use.data].name]
     output = activations.get(plan.outputs[use.node])
     span = output.interval if output is not None else None
-    wide = np.broadcast_to(bias.reshape(-1), use.outputs)
-    return weight_scale_for_bias(peak, wide, float(data.scale), span)
+    return np.broadcast_to(bias.reshape(-1), use.outputs), float(data.scale), span
 
 
 def _stored(model: Model, nodes: Nodes, at: Operand) -> Array:

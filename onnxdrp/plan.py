@@ -3,7 +3,8 @@
 Rules, in order:
     1. A node is a candidate if the target quantizes its operator and nothing about it forbids it.
     2. A candidate, a constant Add that makes MatMul a fully connected layer, and a Relu or Clip
-       that nobody else reads past are one unit: nothing is rounded between them.
+       that nobody else reads past are one unit: nothing is rounded between them. So is, where the
+       target wants it, the Add of a residual; its other input is an activation of the unit.
     3. Weighted units are quantized; so is an `own` one that reads a quantized tensor, and a `same`
        one whose input is quantized or whose outputs are read by quantized nodes alone. So no
        elementwise operator is rounded between float ones, where it would cost and gain nothing.
@@ -15,6 +16,7 @@ Each node and each edge is looked at a fixed number of times.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -45,6 +47,7 @@ class Plan:
         groups: {tensor or operand: name of its group} of everything that gets parameters.
         observed: the tensors whose ranges must be measured (the keys).
         fixed: {tensor: its range}, where the target fixes one.
+        tied: {node name: the tensors and operands that it makes share parameters}.
     """
 
     nodes: dict[str, Kind] = field(default_factory=dict)
@@ -56,6 +59,7 @@ class Plan:
     groups: dict[str | Operand, str | Operand] = field(default_factory=dict)
     observed: dict[str, None] = field(default_factory=dict)
     fixed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    tied: dict[str, tuple[str | Operand, ...]] = field(default_factory=dict)
 
 
 def make_plan(model: Model, target: Target, kept: Mapping[str, str]) -> Plan:
@@ -115,7 +119,10 @@ class _Planner:
             if node.name not in self.kinds or node.name in owner or not self._can_lead(node):
                 continue
             followers, last = [], node
-            if node.op == "MatMul" and (add := self._bias_add(node)) is not None:
+            add = self._bias_add(node) if node.op == "MatMul" else None
+            if add is None:
+                add = self._residual(node)
+            if add is not None and add.name not in owner:
                 followers.append(add.name)
                 last = add
             after = self._only_reader(last)
@@ -148,6 +155,15 @@ class _Planner:
             return None
         bias = add.inputs[1 if add.inputs[0] is node.outputs[0] else 0]
         return add if layer.outputs and self._is_bias(bias, layer) else None
+
+    def _residual(self, node: gs.Node) -> gs.Node | None:
+        """The node that adds another activation to what only it reads of this weighted one."""
+        after = self._only_reader(node) if self.kinds[node.name] == "weighted" else None
+        if after is None or after.op not in self.target.operators.fused_residual:
+            return None
+        others = [t for t in after.inputs if t is not node.outputs[0]]
+        computed = all(self.model.constant(t) is None for t in others)
+        return after if after.name in self.kinds and others and computed else None
 
     def _is_bias(self, tensor: gs.Tensor, layer: WeightUse) -> bool:
         values = self.model.constant(tensor)
@@ -189,6 +205,10 @@ class _Planner:
         followers = self.units.get(head, [])
         self.result.nodes |= {name: self.kinds[name] for name in (head, *followers)}
         tensors = [node.inputs[i] for i in self._places(node)]
+        for before, name in pairwise((head, *followers)):
+            inner, follower = self.node[before].outputs[0], self.node[name]
+            places = self._places(follower)
+            tensors += [t for i in places if (t := follower.inputs[i]) is not inner]
         if kind == "same":
             tensors += [t for t in node.outputs if t.name]
         elif node.op not in self.target.operators.float_output:
@@ -256,10 +276,10 @@ class _Planner:
                 groups.join([key])
             if kind == "same":
                 groups.join([node.inputs[0].name, *outputs])
-            elif node.op in ops.shared_inputs_and_output:
-                groups.join([*operands, *outputs])
-            elif node.op in ops.shared_inputs:
-                groups.join(operands)
+            elif node.op in (*ops.shared_inputs_and_output, *ops.shared_inputs):
+                tied = [*operands, *(outputs if node.op in ops.shared_inputs_and_output else [])]
+                plan.tied[name] = tuple(tied)
+                groups.join(tied)
             if kind == "same" or node.op in (*ops.shared_inputs_and_output, *ops.fixed_range):
                 for output in outputs:
                     measured.pop(output, None)

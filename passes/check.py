@@ -39,7 +39,10 @@ class Check(Pass):
         model.check()
         check_masks(model, ctx.masks)
         ran_on = _run_once(model, ctx)
-        unmet = [*ctx.target.unmet(model), *departures(model, ctx.target)]
+        unmet = [
+            *ctx.target.unmet(model),
+            *departures(model, ctx.target, masks=ctx.masks, kept=ctx.kept_float),
+        ]
         if unmet and self.strict:
             raise CheckError(f"target {ctx.target.name} is not met: {'; '.join(unmet)}")
         stats = {"masks": len(ctx.masks), "ran_on": ran_on, "unmet": unmet}

@@ -9,6 +9,9 @@ the results are those of before, by the rule of onnxdrp.equivalence on one sampl
 first, else random numbers). Else the model keeps what it has, and the report says which nodes stood
 in the way.
 
+The version of the file format (IR) is lowered to the newest that the target reads, unless the opset
+came with a newer one: older tools refuse files of a newer version, whatever is in them.
+
 It must run where axes, paddings and shapes are stored, after FoldConstants, and before Calibrate:
 tensors keep their names, but new ones come in between; InferShapes tells what these are.
 """
@@ -25,7 +28,7 @@ from onnxdrp.model import Model
 from onnxdrp.opsets import OLDEST, lower_opset
 from onnxdrp.passes.inference import onnx_inference
 from onnxdrp.pipeline import Pass, PassContext, PassRecord, PassResult
-from onnxdrp.targets import Target
+from onnxdrp.targets import Target, least_ir
 
 __all__ = ["ConvertOpset"]
 
@@ -34,7 +37,8 @@ __all__ = ["ConvertOpset"]
 class ConvertOpset(Pass):
     """Raise the opset of an older model, lower that of a newer one; leave one that fits.
 
-    Stats: `opset`, and `raised_from`, or `lowered_from` and `rewritten`, {node: its operators now}.
+    Stats: `opset`, and `raised_from`, or `lowered_from` and `rewritten`, {node: its operators now};
+    `ir_lowered_from`, the version of the file format, if it was lowered.
     Where it could not be lowered, `wanted` is the opset that was, and `skipped` says why: {node:
     reason}, or {"model": reason}.
 
@@ -63,11 +67,18 @@ class ConvertOpset(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises ModelError where the converter cannot raise it."""
         lowest, highest = self._span(ctx.target)
+        result = PassResult(modified=False, stats={"opset": model.opset})
         if model.opset < lowest:
-            return _raise(model, lowest)
-        if highest is not None and model.opset > highest:
-            return self._lower(model, highest, ctx)
-        return PassResult(modified=False, stats={"opset": model.opset})
+            result = _raise(model, lowest)
+        elif highest is not None and model.opset > highest:
+            result = self._lower(model, highest, ctx)
+        newest, before = ctx.target.ir_version_max, model.ir_version
+        if newest is None or not least_ir(model.opset) <= newest < before:
+            return result
+        if "skipped" in result.stats:
+            return result  # it keeps what it has
+        model.graph.ir_version = newest
+        return PassResult(modified=True, stats=result.stats | {"ir_lowered_from": before})
 
     def ensures(self, model: Model, ctx: PassContext) -> None:
         """What came out is valid ONNX."""

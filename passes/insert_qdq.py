@@ -4,8 +4,9 @@
        inside its interval: quantizing saturates there anyway. Else it stays, with nothing rounded
        before it. (So no Relu goes at zero point 0 of int8.)
     2. MatMul + Add of a fully connected layer becomes one Gemm where the tensor has rank 2.
-    3. Weights become int8, biases int32 of scale s_in * s_w, constant operands integers of the
-       activations' type; each is read through a DequantizeLinear.
+    3. Weights become int8, biases int32 of scale s_in * s_w (unless the target takes them in
+       float), constant operands integers of the activations' type; each is read through a
+       DequantizeLinear.
     4. Activations go through a pair. What is computed by quantized nodes is read behind the pair by
        everybody; what floats compute, by quantized nodes only.
 
@@ -57,7 +58,7 @@ class InsertQdq(Pass):
         plan = make_plan(model, ctx.target, ctx.kept_float)
         known = activation_parameters(model, plan, ctx.ranges, ctx.target)
         known.update(ctx.quantization)
-        insert = _Insert(model, plan, known)
+        insert = _Insert(model, plan, known, biases=ctx.target.bias_dtype == "int32")
         stats = {
             "folded_activations": insert.fold_activations(),
             "matmul_to_gemm": insert.fully_connected(),
@@ -74,10 +75,12 @@ class InsertQdq(Pass):
 class _Insert:
     """One insertion; each method does one part and returns how many it did."""
 
-    def __init__(self, model: Model, plan: Plan, params: dict[str | Operand, QuantParams]) -> None:
+    def __init__(
+        self, model: Model, plan: Plan, params: dict[str | Operand, QuantParams], *, biases: bool
+    ) -> None:
         self.model, self.plan, self.params = model, plan, params
         self.nodes = {node.name: node for node in model.nodes()}
-        self.biases_at = dict(plan.biases)
+        self.biases_at = dict(plan.biases) if biases else {}
         self.weight_of: dict[str, QuantParams] = {}  # by layer
         self.writer = Writer(model)
 
@@ -96,7 +99,7 @@ class _Insert:
 
     def fully_connected(self) -> int:
         done = 0
-        for head, (holder, place) in self.plan.biases.items():
+        for head, (holder, place) in list(self.biases_at.items()):
             node, add = self.nodes[head], self.nodes[holder]
             shape = node.outputs[0].shape
             if head == holder or shape is None or len(shape) != 2:

@@ -2,6 +2,8 @@
 
     w' = s * saturate(round(w / s)),   s = max|w| / 127, of the tensor or of each output channel
 
+(64 instead of 127 where the target's products of int8 and uint8 saturate: onnxdrp.saturation),
+
 raised where an int32 bias of scale s_in * s would overflow (onnxdrp.quantization). Zeros stay zero.
 The weights stay float tensors, now on the grid of int8: what comes between here and InsertQdq sees
 what the quantized model will compute with. Fills ctx.quantization, and ctx.reference with the model
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxdrp.conflicts import conflict_warnings, conflicts
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.model import Model
 from onnxdrp.operators import WeightUse
@@ -25,7 +28,8 @@ from onnxdrp.parameters import activation_parameters, uses_by_weight, weight_par
 from onnxdrp.passes.edit import Names, replace_uses
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Operand, Plan, make_plan
-from onnxdrp.quantization import QuantParams, fake_quantize
+from onnxdrp.quantization import QuantParams, fake_quantize, qlimits
+from onnxdrp.targets import Target
 
 __all__ = ["Grids", "QuantizeWeights"]
 
@@ -36,11 +40,13 @@ class QuantizeWeights(Pass):
 
     Attributes:
         per_channel: a scale for each output channel (needs opset 13); None: as the target has it.
+        reduce_range: weights use -64..64; None: as the target has it.
     """
 
     name: ClassVar[str] = "quantize-weights"
 
     per_channel: bool | None = None
+    reduce_range: bool | None = None
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """Ranges are there, weights are not yet rounded, and the opset has what is asked for."""
@@ -62,16 +68,24 @@ class QuantizeWeights(Pass):
         separate.read_elsewhere()
         known = activation_parameters(model, plan, ctx.ranges, ctx.target)
         activations = {key: p for key, p in known.items() if isinstance(key, str)}
-        weights = weight_parameters(model, plan, activations, self._by_channel(ctx))
+        by_channel, reduced = self._by_channel(ctx), self._reduced(ctx)
+        weights = weight_parameters(
+            model, plan, activations, ctx.target, per_channel=by_channel, reduce_range=reduced
+        )
         uses = uses_by_weight(separate.nodes, plan)
         ctx.reference = model.clone()
-        weights, figures = self.round(model, ctx, Grids(separate.nodes, weights, uses))
+        limit = qlimits("int8", symmetric=True, reduce_range=reduced)[1]
+        weights, figures = self.round(model, ctx, Grids(separate.nodes, weights, uses, limit))
         ctx.quantization = {**activations, **weights}
-        whole = {n: _why_whole(uses[n]) for n, p in weights.items() if p.axis is None}
+        whole = {n: _why_whole(uses[n], ctx.target) for n, p in weights.items() if p.axis is None}
+        found = conflicts(model, plan, ctx.ranges, ctx.target)
         stats = {
             "weights": len(weights),
-            "per_tensor": whole if self._by_channel(ctx) else len(whole),
+            "per_tensor": whole if by_channel else len(whole),
+            "reduced_range": reduced,
             "copied": separate.copied,
+            "conflicts": found,
+            "warnings": conflict_warnings(found),
         }
         return PassResult(modified=bool(weights), stats=stats | figures)
 
@@ -89,6 +103,9 @@ class QuantizeWeights(Pass):
     def _by_channel(self, ctx: PassContext) -> bool:
         return ctx.target.per_channel if self.per_channel is None else self.per_channel
 
+    def _reduced(self, ctx: PassContext) -> bool:
+        return ctx.target.reduces_range if self.reduce_range is None else self.reduce_range
+
 
 @dataclass(frozen=True)
 class Grids:
@@ -98,11 +115,13 @@ class Grids:
         nodes: of the model, by name.
         params: {weight: int8 parameters}.
         uses: {weight: the layers that have it}.
+        limit: the largest integer that they are rounded to.
     """
 
     nodes: dict[str, gs.Node]
     params: dict[str, QuantParams]
     uses: dict[str, list[WeightUse]]
+    limit: int = 127
 
     def tensor(self, name: str) -> gs.Tensor:
         """A weight in the graph."""
@@ -110,8 +129,12 @@ class Grids:
         return self.nodes[use.node].inputs[use.weight]
 
 
-def _why_whole(uses: list[WeightUse]) -> str:
-    return uses[0].why_whole or "its layers have their outputs on different axes"
+def _why_whole(uses: list[WeightUse], target: Target) -> str:
+    if uses[0].why_whole:
+        return uses[0].why_whole
+    if len({use.axis for use in uses}) > 1:
+        return "its layers have their outputs on different axes"
+    return f"target {target.name} takes one scale of its operator"
 
 
 class _Separate:

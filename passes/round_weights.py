@@ -101,7 +101,8 @@ class RoundWeights(QuantizeWeights):
                 missing[name] -= 1
                 if not missing[name]:
                     xx, p = found.pop(name), params[name]
-                    error[name] = self._round_one(model, name, unfolding, p, xx)
+                    limit = min(self._limit, grids.limit)
+                    error[name] = self._round_one(model, name, unfolding, p, xx, limit)
         return params, {"error": error, "nearest": nearest}
 
     def _params(self, model: Model, name: str, params: QuantParams) -> QuantParams:
@@ -117,7 +118,13 @@ class RoundWeights(QuantizeWeights):
         return (1 << self.bits - 1) - 1
 
     def _round_one(
-        self, model: Model, name: str, unfolding: Unfolding, params: QuantParams, xx: Array
+        self,
+        model: Model,
+        name: str,
+        unfolding: Unfolding,
+        params: QuantParams,
+        xx: Array,
+        limit: int,
     ) -> float:
         """Round one weight; its error as a share of that of the nearest."""
         matrix = unfolding.matrix(model.weight(name))
@@ -126,7 +133,7 @@ class RoundWeights(QuantizeWeights):
             matrix,
             scale.reshape(matrix.shape[:2]),
             xx,
-            limit=self._limit,
+            limit=limit,
             damping=self.damping,
             order=self.order,
         )

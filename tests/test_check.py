@@ -89,7 +89,8 @@ def test_outputs_that_are_not_finite():
 
 def test_unmet_wishes_are_listed_and_errors_only_if_strict():
     done = quantize_model(conv_net(8), target="drp-ai3")
-    (opset, shape) = check(done.model, done.ctx)["unmet"]
+    opset, ir, shape = check(done.model, done.ctx)["unmet"]
+    assert ir.startswith("IR version 10: drp-ai3 reads 8")
     assert opset.startswith("opset 17: drp-ai3 takes 12 to 13")
     assert "static shapes" in shape
     with pytest.raises(CheckError, match="target drp-ai3 is not met: opset 17"):

@@ -126,8 +126,9 @@ def test_a_newer_model_is_lowered_to_what_the_target_takes():
     softmax = helper.make_node("Softmax", ["n"], ["z"], "softmax", axis=1)
     proto = net_with(norm, softmax, weights={"s": np.linspace(1, 2, 10, dtype=np.float32)})
     model, result = for_drp(proto)
-    assert (model.opset, model.ir_version) == (13, 10)
+    assert (model.opset, model.ir_version) == (13, 8)
     assert result.stats["lowered_from"] == 17
+    assert result.stats["ir_lowered_from"] == 10
     assert list(result.stats["rewritten"]) == ["norm"]
     before = Model.from_proto(proto)
     assert before.tensors().keys() <= model.tensors().keys()
@@ -138,6 +139,24 @@ def test_a_newer_model_is_lowered_to_what_the_target_takes():
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     assert model.weights()[0] in before.weights()
     assert not for_drp(model)[1].modified
+
+
+def test_a_newer_file_format_is_lowered_unless_the_opset_came_with_it():
+    def converted(opset, ir, newest):
+        model, ctx = Model.from_proto(conv_net(16, opset=opset)), PassContext()
+        model.graph.ir_version = ir
+        ctx.target = target_with("ort-cpu", ir_version_max=newest)
+        result = ConvertOpset().run(model, ctx)
+        return result, model
+
+    result, model = converted(17, 10, 9)
+    assert result.modified
+    assert result.stats == {"opset": 17, "ir_lowered_from": 10}
+    assert model.ir_version == model.proto().ir_version == 9
+    for opset, ir, newest in ((17, 8, 9), (17, 10, None), (21, 10, 9)):  # opset 21 came with 10
+        result, model = converted(opset, ir, newest)
+        assert not result.modified
+        assert model.ir_version == ir
 
 
 def test_one_node_that_cannot_go_keeps_the_whole_model():

@@ -40,7 +40,7 @@ def test_the_pattern_is_that_of_the_target_unless_given():
     from dataclasses import replace
 
     ctx = PassContext()
-    ctx.target = replace(ctx.target, pattern="unstructured")
+    ctx.target = replace(ctx.target, patterns=("unstructured",))
     SelectLayers().run(Model.from_proto(deep(wide=40)), ctx)
     assert set(ctx.rates) == {"fc1.weight", "fc2.weight", "fc3.weight"}
     ctx, _ = chosen(deep(wide=40))
@@ -129,7 +129,7 @@ def test_the_targets_pattern_may_fix_the_rate_too():
     from dataclasses import replace
 
     ctx = PassContext()
-    ctx.target = replace(ctx.target, pattern="nm:2:4")
+    ctx.target = replace(ctx.target, patterns=("nm:2:4",))
     with pytest.raises(OptionError, match="conflicts"):
         SelectLayers(rate=0.7).run(Model.from_proto(deep()), ctx)
     SelectLayers().run(Model.from_proto(deep()), ctx)

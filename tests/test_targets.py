@@ -11,7 +11,7 @@ from onnxdrp.targets import Operators, Target, list_targets, load_target
 
 OWN = """
 description = "mine"
-pattern = "nm:2:4"
+patterns = ["nm:2:4"]
 activation_dtype = "int8"
 activation_symmetric = false
 per_channel = true
@@ -28,7 +28,7 @@ Softmax = [0, 1]
 
 
 def test_the_profiles_that_come_along():
-    assert list_targets() == ["drp-ai3", "generic"]
+    assert list_targets() == ["drp-ai3", "generic", "ort-cpu", "qnn-htp", "tensorrt"]
     drp, generic = load_target("drp-ai3"), load_target("generic")
     assert (drp.name, generic.name) == ("drp-ai3", "generic")
     assert (drp.pattern, generic.pattern) == ("flex-nm", "block")
@@ -67,7 +67,7 @@ def test_a_file_of_ones_own(tmp_path):
         ("per_channel = true", "per_channel = 1", "per_channel is 1; give true or false"),
         ('"int8"', '"int4"', "activation_dtype is 'int4'; give one of 'int8', 'uint8'"),
         ('"nm:2:4"', '"blok"', "no pattern 'blok': did you mean block?"),
-        ('"nm:2:4"', "4", "pattern is 4; give text"),
+        ('"nm:2:4"', "4", "patterns[0] is 4; give text"),
         ('["Conv"]', '["Cov"]', "'Cov' is no ONNX operator; is 'Conv' meant?"),
         ('["Conv"]', '"Conv"', "[operators] weighted is 'Conv'; give list of text"),
         ('["Conv"]', "[1]", "[operators] weighted[0] is 1; give text"),
@@ -112,14 +112,18 @@ def test_unknown_names_and_files(tmp_path):
 def test_what_a_model_lacks_is_said():
     drp, generic = load_target("drp-ai3"), load_target("generic")
     good = Model.from_proto(conv_net(opset=12, batch=1))
+    (format_,) = drp.unmet(good)
+    assert format_ == "IR version 10: drp-ai3 reads 8 and earlier; convert-opset lowers it"
+    assert drp.unmet(good, converted=True) == []
+    good.graph.ir_version = 8
     assert drp.unmet(good) == []
     (wish,) = generic.unmet(good)
     assert wish == "opset 12: generic takes 13 and later; convert-opset raises it"
-    opset, shape = drp.unmet(Model.from_proto(conv_net(opset=17)))
+    opset, _, shape = drp.unmet(Model.from_proto(conv_net(opset=17)))
     assert opset == "opset 17: drp-ai3 takes 12 to 13; export the model with that"
     assert "'x' [N, 3, 8, 8]" in shape
     assert "--input-shape x:1,3,8,8" in shape
-    (batch,) = drp.unmet(Model.from_proto(conv_net(opset=13, batch=4)))
+    _, batch = drp.unmet(Model.from_proto(conv_net(opset=13, batch=4)))
     assert batch == "input 'x' [4, 3, 8, 8] float32: drp-ai3 takes batch 1"
     assert generic.unmet(Model.from_proto(conv_net(opset=17))) == []
 

@@ -8,7 +8,7 @@ A group has the union of its members' ranges, so nobody saturates; what is lost 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 from onnxdrp.model import Model
 from onnxdrp.parameters import member_ranges
@@ -66,7 +66,7 @@ class _Group:
     anywhere: str
     target: Target
 
-    @property
+    @cached_property
     def range(self) -> Range:
         return reduce(Range.union, self.members.values())
 

@@ -132,6 +132,9 @@ class _Graph:
     def _layer(self, node: gs.Node) -> Iterator[str]:
         target, makers = self.target, _makers(node)
         weights = [i for i, m in enumerate(makers[:2]) if m is not None and self._stored(m)]
+        if weights and kind_of(node, target) is None:
+            yield f"{target.name} computes {node.op} in float, with float weights"
+            return
         for i in weights:
             yield from self._weight(node, makers[i])
         if len(weights) != 1:
@@ -183,12 +186,11 @@ class _Graph:
         for place, head in enumerate(_makers(add)):
             if head is None or head.op != "MatMul":
                 continue
-            makers = _makers(head)
-            stored = [m is not None and self._stored(m) for m in makers]
+            makers = [m for m in _makers(head) if m is not None and m.op == "DequantizeLinear"]
+            stored = [self._stored(m) for m in makers]
             bias = add.inputs[1 - place]
-            if sum(stored) == 1 and None not in makers and self._values(bias) is not None:
-                weight = makers[stored.index(True)]
-                return bias, makers[stored.index(False)], weight
+            if sorted(stored) == [False, True] and self._values(bias) is not None:
+                return bias, makers[stored.index(False)], makers[stored.index(True)]
         return None
 
     def _bias_apart(self, node: gs.Node) -> Iterator[str]:

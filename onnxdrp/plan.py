@@ -80,6 +80,7 @@ class _Planner:
         self.node = {n.name: n for n in self.order}
         self.protected = model.protected()
         self.quantized: dict[str, None] = {}  # tensor names, in the order found
+        self.data: dict[str, set[int]] = {}  # ids of the tensors that a node reads as data
         self.result = Plan()
         self.kinds = self._candidates(kept)
         self.units, self.owner = self._units()
@@ -189,13 +190,15 @@ class _Planner:
 
     def _readers(self, tensor: gs.Tensor) -> list[str]:
         """The candidates that a quantized tensor makes quantized: they read it as data."""
-        readers = []
-        for node in tensor.outputs:
-            kind = self.kinds.get(node.name)
-            places = (0,) if kind == "same" else data_inputs(node) if kind else ()
-            if node.name not in self.owner and any(node.inputs[i] is tensor for i in places):
-                readers.append(node.name)
-        return readers
+        nodes = (n for n in tensor.outputs if n.name in self.kinds and n.name not in self.owner)
+        return [node.name for node in nodes if id(tensor) in self._data(node)]
+
+    def _data(self, node: gs.Node) -> set[int]:
+        """Which tensors a candidate reads as data."""
+        if node.name not in self.data:
+            places = [0] if self.kinds[node.name] == "same" else data_inputs(node)
+            self.data[node.name] = {id(node.inputs[i]) for i in places}
+        return self.data[node.name]
 
     def _quantize(self, head: str) -> list[gs.Tensor]:
         """Mark a unit; the tensors that become quantized by it."""

@@ -6,6 +6,7 @@ import pytest
 from builders import conv_net, feeds_for, make_model, outputs_of, value
 from light_models import QUICK, feed, light_model
 from onnx import helper
+from quantizing import target_with
 from running import run_pass
 
 from onnxdrp.equivalence import compare_models, example_feeds

@@ -48,7 +48,9 @@ def test_the_levels_are_those_of_the_scales():
     drp = load_target("drp-ai3")
     ranges = {"x": (-1, 1), "boxes": (-30, 200), "scores": (-3, 9)}
     (line,) = found(graph(HEADS), drp, ranges)
-    scales = [activation_params(Range(*ranges[k]), symmetric=True).scale for k in ("scores", "boxes")]
+    scales = [
+        activation_params(Range(*ranges[k]), symmetric=True).scale for k in ("scores", "boxes")
+    ]
     assert f"keeps {round(256 * float(scales[0] / scales[1]))} of 256" in line
     assert "keeps 12 of 256" in line
 
@@ -61,9 +63,8 @@ def test_a_tensor_that_is_small_by_itself_is_no_conflict():
 
 
 def test_what_passes_values_on_is_part_of_it():
-    body = (
-        "a = Conv(x, w) b = Conv(x, v) p = MaxPool<kernel_shape=[1, 1]>(b) s = Add(a, p) y = Relu(s)"
-    )
+    pool = "p = MaxPool<kernel_shape=[1, 1]>(b)"
+    body = f"a = Conv(x, w) b = Conv(x, v) {pool} s = Add(a, p) y = Relu(s)"
     ranges = {"x": (-1, 1), "a": (-900, 900), "b": (-1, 1), "y": (0, 900)}
     (line,) = found(graph(body), load_target("drp-ai3"), ranges)
     assert line.startswith("Add 'Add_3': 'a' [-900, 900] and 'b' [-1, 1] share a scale")
@@ -84,7 +85,7 @@ def test_one_line_a_group_the_worst_first():
     model = graph(body)
     top = model.tensors()["g"]
     assert top.outputs == []
-    ranges = {k: (-1, 1) for k in "xbcf"} | {"a": (-20, 20), "e": (-100, 100)}
+    ranges = dict.fromkeys("xbcf", (-1, 1)) | {"a": (-20, 20), "e": (-100, 100)}
     worst, other = found(model, load_target("drp-ai3"), ranges)
     assert worst.startswith("Concat 'Concat_6'")
     assert other.endswith("keeps 13 of 256 levels, and 1 more of the group are short of levels")

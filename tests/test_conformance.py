@@ -30,9 +30,9 @@ from onnxdrp.targets import list_targets, load_target
 
 HEAD = '<ir_version: 8, opset_import: ["" : 13]>'
 NET = (
-    "a = Conv(x, w, b) r = Relu(a) c = Conv(r, v) s = Add(c, r) p = MaxPool<kernel_shape=[1, 1]>(s) "
-    "g = Sigmoid(p) m = Mul(g, s) k = Concat<axis=1>(m, p) f = Flatten(k) n = MatMul(f, u) "
-    "y = Add(n, d)"
+    "a = Conv(x, w, b) r = Relu(a) c = Conv(r, v) s = Add(c, r) "
+    "p = MaxPool<kernel_shape=[1, 1]>(s) g = Sigmoid(p) m = Mul(g, s) k = Concat<axis=1>(m, p) "
+    "f = Flatten(k) n = MatMul(f, u) y = Add(n, d)"
 )
 WEIGHTS = {
     "w": normal([4, 4, 1, 1], 0),

@@ -101,6 +101,44 @@ def test_the_graph_computes_what_the_parameters_say(target):
     assert sqnr(floats, got) > (24 if target == "drp-ai3" else 28)
 
 
+def test_a_residual_of_tensorrt_is_added_before_it_is_rounded():
+    x = {"x": normal([16, 8, 4, 4], 9)}
+    done = quantize_model(residual(), x, target="tensorrt", method="minmax")
+    (got,) = run(done.model, x, optimize=False)
+    names = {n.removesuffix("_scale") for n in done.model.weights() if n.endswith("_scale")}
+    assert names == {"x", "k", "r", "m", "w", "t", "v"}  # not c, no bias, and not for the user
+
+    def rounded(values, name):
+        scale, zero = done.params(name)
+        return fake_quantize(np.float32(values), QuantParams(scale, zero, "int8"))
+
+    def stored(name):
+        scale, _ = done.params(name)
+        codes = done.model.weight(name)
+        return codes * scale.astype(np.float64).reshape([-1] + [1] * (codes.ndim - 1))
+
+    r = rounded(np.maximum(conv(rounded(x["x"], "x"), stored("k"), W["b"], 1), 0), "r")
+    t = rounded(np.maximum(conv(r, stored("w"), W["b"]) + r, 0), "t")
+    want = conv(t, stored("v")).mean((2, 3), keepdims=True)
+    assert np.ptp(want) > 1
+    assert np.mean(np.abs(got - want) < 1e-5) > 0.98  # a value on the edge falls to either side
+    assert np.abs(got - want).max() < float(done.params("t")[0])
+    assert done.model.weight("b").dtype == np.float32
+
+
+def test_float_biases_of_matmul_and_gemm_stay_where_they_are():
+    body = "m = MatMul(x, u) n = Add(m, d) r = Relu(n) y = Gemm<beta=0.5, transB=1>(r, u, d)"
+    weights = {"u": normal([8, 8], 0), "d": normal([8], 1)}
+    done = quantize_model(
+        graph(body, "float[16, 8] x", "float[16, 8] y", **weights), target="tensorrt"
+    )
+    assert [n.op for n in done.model.nodes("MatMul", "Add", "Gemm")] == ["MatMul", "Add", "Gemm"]
+    np.testing.assert_array_equal(done.model.weight("d"), weights["d"])
+    x = {"x": normal([16, 8], 5)}
+    (want,), (got,) = outputs_of(done.before, x), outputs_of(done.model, x)
+    assert sqnr(want, got) > 30
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_it_runs_with_onnxruntimes_optimizations_on(target):
     x = {"x": normal([16, 8, 4, 4], 9)}

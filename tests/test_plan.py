@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from onnx import helper
 from quantizing import parse, planned, target_with
 
+from onnxdrp.conformance import departures
 from onnxdrp.groups import Groups
 from onnxdrp.model import Model
-from onnxdrp.passes import InferShapes
+from onnxdrp.passes import InferShapes, InsertQdq, QuantizeWeights
 from onnxdrp.pipeline import PassContext
+from onnxdrp.quantization import Range
 from onnxdrp.targets import load_target
 
 HEAD = '<ir_version: 10, opset_import: ["" : 17]>'
@@ -189,6 +191,54 @@ def test_pooled_and_transposed_between_floats_only_where_the_target_wants_it():
     assert groups_of(plan) == [["e", "m"]]
 
 
+def test_the_add_of_a_residual_is_computed_with_the_layer_before_it():
+    body = "a = Conv(x, w) b = Conv(a, v) s = Add(a, b) y = Relu(s)"
+    plan = planned(graph(body), "tensorrt")
+    assert plan.units == {"Conv_1": ("Add_2", "Relu_3")}
+    assert plan.outputs == {"Conv_0": "a", "Conv_1": "y"}
+    assert plan.biases == {}
+    assert list(plan.observed) == ["x", "a"]  # b is not rounded; only the user reads y
+    assert planned(graph(body)).units == {"Add_2": ("Relu_3",)}
+
+
+def test_of_two_layers_that_are_added_one_is_rounded():
+    body = "a = Conv(x, w) b = Conv(x, v) s = Add(a, b) r = Relu(s) y = Conv(r, w)"
+    plan = planned(graph(body), "tensorrt")
+    assert plan.units == {"Conv_0": ("Add_2", "Relu_3")}
+    assert list(plan.observed) == ["x", "b", "r"]
+    assert plan.kept == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Conv(x, w) s = Add(a, a) y = Conv(s, v)",  # reads it twice
+        "a = Conv(x, w) s = Add(a, c) y = Conv(s, v)",  # adds a constant
+        "a = Conv(x, w) s = Add(a, x) y = Conv(a, v) z = Relu(s)",  # not alone
+    ],
+)
+def test_what_is_no_residual_has_its_own_parameters(body):
+    outputs = "float[1, 8, 4, 4] y" + (", float[1, 8, 4, 4] z" if " z " in body else "")
+    model = graph(body, init=INIT[:-1] + ", float c = {0.5}>", outputs=outputs)
+    plan = planned(model, target_with("tensorrt", float_output=()))
+    assert "Conv_0" not in plan.units
+    assert "a" in plan.groups
+
+
+def test_what_a_profile_takes_out_stays_float():
+    body = "a = Conv(x, w) s = Sigmoid(a) y = Conv(s, v)"
+    plan = planned(graph(body), target_with(keep_float=("Sigmoid",)))
+    assert plan.kept == {"Sigmoid_1": "target generic computes Sigmoid in float"}
+    assert list(plan.observed) == ["x", "a", "s", "y"]  # a: its layer is quantized all the same
+
+
+def test_what_ties_tensors_is_noted():
+    body = "a = Conv(x, w) b = Conv(x, v) s = Add(a, b) y = Concat<axis=1>(s, b)"
+    plan = planned(graph(body, outputs="float[1, 16, 4, 4] y"), "drp-ai3")
+    assert plan.tied == {"Add_2": ("a", "b"), "Concat_3": ("s", "b", "y")}
+    assert planned(graph(body, outputs="float[1, 16, 4, 4] y")).tied == {}
+
+
 def test_a_fixed_range_is_not_measured():
     model = graph("a = Conv(x, w) y = Softmax(a)")
     plan = planned(model, "drp-ai3")
@@ -272,7 +322,7 @@ def test_groups_are_the_connected_parts(joins):
 
 def test_planning_takes_linear_time():
     def calls(n):
-        """How many Python and C functions planning calls: no clock, so no noise."""
+        """How many Python and C functions all steps call: no clock, so no noise."""
         nodes, at, weights = [], "x", {}
         for i in range(n):
             weights[f"w{i}"] = normal([4, 4, 1, 1], i)
@@ -285,10 +335,14 @@ def test_planning_takes_linear_time():
         outs = [value(at, [1, 4, 2, 2])]
         model = Model.from_proto(make_model(nodes, [value("x", [1, 4, 2, 2])], outs, weights))
         InferShapes().run(model, PassContext())
-        target = load_target("drp-ai3")
+        ctx = PassContext(target=load_target("drp-ai3"))
         profile = cProfile.Profile()
-        plan = profile.runcall(planned, model, target)
+        plan = profile.runcall(planned, model, ctx.target)
         assert len(plan.nodes) == 3 * n
+        ctx.ranges = {tensor: Range(-1, 1) for tensor in plan.observed}
+        profile.runcall(QuantizeWeights().run, model, ctx)
+        profile.runcall(InsertQdq().run, model, ctx)
+        assert profile.runcall(departures, model, ctx.target) == []
         return sum(entry.callcount for entry in profile.getstats())
 
     assert calls(800) < 4.5 * calls(200)  # quadratic: 16

@@ -37,6 +37,17 @@ def rounded(proto, *feeds, per_channel=None, target="generic", ctx=None, **optio
     return model, ctx, result.stats, before
 
 
+def prepared(model, target):
+    """A context with ranges for this model."""
+    from onnxdrp.targets import load_target
+
+    ctx = PassContext(reader=Feeds(feeds_for(model.proto(), batch=8)))
+    ctx.target = load_target(target) if isinstance(target, str) else target
+    InferShapes().run(model, ctx)
+    Calibrate(method="minmax").run(model, ctx)
+    return ctx
+
+
 def one_layer(op, weight, bias=None, shape=(2, 8, 6, 6), **attrs):
     names = ["x", "w"] + ["b"] * (bias is not None)
     weights = {"w": weight} | ({} if bias is None else {"b": bias})
@@ -88,6 +99,59 @@ def test_per_tensor_when_asked_and_by_the_target():
     assert ctx.quantization["conv1.weight"].axis is None
     _, ctx, _, _ = rounded(conv_net(16), target="drp-ai3", per_channel=True)
     assert ctx.quantization["conv1.weight"].axis == 0
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("bias", [None, normal([6], 3)])
+def test_a_reduced_range_ends_at_64(per_channel, bias):
+    proto = one_layer("Conv", normal([6, 8, 3, 3], 0), bias)
+    full, *_ = rounded(proto, per_channel=per_channel)
+    model, ctx, stats, before = rounded(
+        proto, per_channel=per_channel, target=target_with(reduce_range="on")
+    )
+    assert stats["reduced_range"] is True
+    params = ctx.quantization["w"]
+    codes = np.abs(quantize(model.weight("w"), params).astype(int))
+    assert codes.max() == 64
+    np.testing.assert_array_equal(
+        dequantize(quantize(model.weight("w"), params), params), model.weight("w")
+    )
+    wide, narrow = (np.abs(m.weight("w") - before.weight("w")).mean() for m in (full, model))
+    assert 1.7 < narrow / wide < 2.3  # half the levels
+
+
+def test_the_pass_overrides_the_range_of_the_profile():
+    for target, choice in (("generic", True), (target_with(reduce_range="on"), False)):
+        model = Model.from_proto(conv_net(16))
+        done = prepared(model, target)
+        stats = QuantizeWeights(reduce_range=choice).run(model, done).stats
+        assert stats["reduced_range"] is choice
+        codes = quantize(model.weight("conv2.weight"), done.quantization["conv2.weight"])
+        assert np.abs(codes.astype(int)).max() == (64 if choice else 127)
+
+
+def test_a_range_that_is_reduced_where_products_saturate(monkeypatch):
+    for answer in (True, False):
+        monkeypatch.setattr("onnxdrp.saturation.products_saturate", lambda answer=answer: answer)
+        _, _, stats, _ = rounded(conv_net(16), target="ort-cpu")
+        assert stats["reduced_range"] is answer
+
+
+def test_whole_weights_beside_others_by_channel():
+    _, ctx, stats, _ = rounded(conv_net(16), target="qnn-htp")
+    assert ctx.quantization["conv2.weight"].axis == 0
+    assert ctx.quantization["fc.weight"].axis is None
+    why = "target qnn-htp takes one scale of its operator"
+    assert stats["per_tensor"] == {"fc.weight": why}
+
+
+def test_float_biases_do_not_widen_scales():
+    weight, bias = 1e-6 * normal([6, 8, 3, 3], 0), np.full(6, 1e3, np.float32)
+    proto = one_layer("Conv", weight, bias)
+    _, ctx, *_ = rounded(proto, target="tensorrt", per_channel=False)
+    np.testing.assert_allclose(ctx.quantization["w"].scale, np.abs(weight).max() / 127, rtol=1e-6)
+    _, wide, *_ = rounded(proto, target=target_with("tensorrt", bias_dtype="int32"))
+    assert wide.quantization["w"].scale.min() > 2 * ctx.quantization["w"].scale
 
 
 def test_a_left_factor_is_quantized_whole():

@@ -243,6 +243,16 @@ def test_four_bits_have_fifteen_levels_and_lose_less_than_the_nearest():
     assert sqnr(want, a) > sqnr(want, b) + 3
 
 
+def test_a_reduced_range_is_kept():
+    model, nearest, ctx, stats = rounded(conv_net(16), reduce_range=True)
+    assert stats["reduced_range"] is True
+    assert np.any(model.weight("conv2.weight") != nearest.weight("conv2.weight"))
+    for name, error in stats["error"].items():
+        codes = quantize(model.weight(name), ctx.quantization[name]).astype(int)
+        assert np.abs(codes).max() == 64
+        assert error < 1
+
+
 def test_a_weight_of_two_layers_is_rounded_for_both():
     text = (
         '<ir_version: 10, opset_import: ["" : 17]> g (float[64, 8] x) => (float[64, 8] y) '

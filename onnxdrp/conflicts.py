@@ -3,28 +3,35 @@
 A group has the union of its members' ranges, so nobody saturates; what is lost is resolution:
 
     1. a range that the target fixes, in a group that needs a wider one: the union wins;
-    2. a member that is left less than 1/8 of the levels it would have with parameters of its own.
+    2. a member that is left less than 1/8 of the levels of 8 bits, and has them by itself;
+    3. an operator that reads two types, where only some of what it reads was asked to be wide.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 
 from onnxdrp.model import Model
-from onnxdrp.parameters import member_ranges
+from onnxdrp.parameters import group_types, member_ranges
 from onnxdrp.plan import Operand, Plan
-from onnxdrp.quantization import Range, activation_params, qlimits
+from onnxdrp.quantization import DType, Range, activation_params, qlimits
 from onnxdrp.targets import Target
 
 __all__ = ["conflict_warnings", "conflicts"]
 
 Key = str | Operand
 
-_FEW = 1 / 8  # of a member's own levels
+_FEW = 256 / 8  # levels
 _TOLD = 3  # lines in a report
 
 
-def conflicts(model: Model, plan: Plan, ranges: Mapping[str, Range], target: Target) -> list[str]:
+def conflicts(
+    model: Model,
+    plan: Plan,
+    ranges: Mapping[str, Range],
+    target: Target,
+    wide: Iterable[str] = (),
+) -> list[str]:
     """A line for each conflict, those that lose most first.
 
     Args:
@@ -32,6 +39,7 @@ def conflicts(model: Model, plan: Plan, ranges: Mapping[str, Range], target: Tar
         plan: of the model.
         ranges: {tensor: measured range}.
         target: the profile of the plan.
+        wide: names of the nodes whose outputs get the wide type.
 
     Raises:
         ModelError: a tensor has no range.
@@ -43,10 +51,11 @@ def conflicts(model: Model, plan: Plan, ranges: Mapping[str, Range], target: Tar
     at |= {plan.groups[key]: node for key, node in at.items() if plan.groups[key] not in at}
     ops = {node.name: node.op for node in model.nodes()}
     where = {key: f"{ops[node]} {node!r}" for key, node in at.items()}
-    lines: list[tuple[float, str]] = []
+    types = group_types(plan, target, wide)
+    lines = list(_mixed(model, plan, types))
     for name, members in groups.items():
         if len(members) > 1:
-            group = _Group(members, where, where.get(name, "their group"), target)
+            group = _Group(members, where, where.get(name, "their group"), target, types[name])
             lines += [*group.fixed(plan), *group.starved()]
     return [text for _, text in sorted(lines, key=lambda line: line[0])]
 
@@ -65,6 +74,7 @@ class _Group:
     where: Mapping[Key, str]
     anywhere: str
     target: Target
+    dtype: DType
 
     @cached_property
     def range(self) -> Range:
@@ -83,12 +93,12 @@ class _Group:
     def starved(self) -> Iterator[tuple[float, str]]:
         """The member that sharing leaves the least, and how many more are left too little."""
         left = {key: self._left(key) for key, r in self.members.items() if r.low < r.high}
-        few = [key for key, share in left.items() if share < _FEW]
+        low, high = qlimits(self.dtype)
+        levels = high - low + 1
+        few = [key for key, share in left.items() if share * levels < _FEW]
         if not few:
             return
         worst, widest = min(few, key=left.__getitem__), max(left, key=left.__getitem__)
-        low, high = qlimits(self.target.activation_dtype)
-        levels = high - low + 1
         pair = " and ".join(f"{_name(k)} {_words(self.members[k])}" for k in (widest, worst))
         keeps = f"{_name(worst)} keeps {max(1, round(left[worst] * levels))} of {levels} levels"
         more = f", and {len(few) - 1} more of the group are short of levels" if few[1:] else ""
@@ -99,14 +109,24 @@ class _Group:
         return self._scale(self.members[key]) / self._scale(self.range)
 
     def _scale(self, range_: Range) -> float:
-        target = self.target
-        params = activation_params(
-            range_, target.activation_dtype, symmetric=target.activation_symmetric
-        )
-        return float(params.scale)
+        symmetric = self.target.activation_symmetric
+        return float(activation_params(range_, self.dtype, symmetric=symmetric).scale)
 
     def _at(self, key: Key) -> str:
         return self.where.get(key, self.anywhere)
+
+
+def _mixed(model: Model, plan: Plan, types: Mapping[Key, DType]) -> Iterator[tuple[float, str]]:
+    """Each operator whose inputs have more than one type."""
+    if len(set(types.values())) < 2:
+        return
+    for node in model.nodes():
+        if plan.nodes.get(node.name) != "own":
+            continue
+        read = {t.name: types[plan.groups[t.name]] for t in node.inputs if t.name in plan.groups}
+        if len(set(read.values())) > 1:
+            what = " and ".join(f"{name!r} as {dtype}" for name, dtype in read.items())
+            yield 1.0, f"{node.op} {node.name!r} reads {what}; name the makers of both, or of none"
 
 
 def _name(key: Key) -> str:

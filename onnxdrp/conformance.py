@@ -95,9 +95,10 @@ class _Graph:
 
     def _activation(self, zero: Array) -> Iterator[str]:
         target = self.target
-        if zero.dtype.name != target.activation_dtype:
+        if zero.dtype.name not in (target.activation_dtype, target.wide_dtype):
             yield f"{target.name} takes {target.activation_dtype} activations, not {zero.dtype}"
-        if target.activation_symmetric and np.any(zero != (128 if zero.dtype == np.uint8 else 0)):
+        middle = 0 if zero.dtype.kind == "i" else 1 << 8 * zero.itemsize - 1
+        if target.activation_symmetric and np.any(zero != middle):
             yield f"{target.name} takes symmetric activations, not a zero point"
 
     def _operands(self, node: gs.Node) -> Iterator[str]:
@@ -224,11 +225,18 @@ class _Graph:
             yield f"{target.name} wants the same parameters around {node.op}"
         if node.op in ops.fixed_range and inputs:
             low, high = ops.fixed_range[node.op]
-            dtype, symmetric = target.activation_dtype, target.activation_symmetric
-            wanted = activation_params(Range(low, high), dtype, symmetric=symmetric)
             given = [self._numbers(n) for n in outputs]
-            if any(s != wanted.scale or z != wanted.zero_point for s, z in given):
+            if any(not self._fixed(node.op, scale, zero) for scale, zero in given):
                 yield f"{target.name} wants {node.op} to give [{low:g}, {high:g}]"
+
+    def _fixed(self, op: str, scale: Array, zero: Array) -> bool:
+        """Whether these are the parameters of the operator's fixed range."""
+        target, ranges = self.target, self.target.operators.fixed_range
+        wide = zero.dtype.name == target.wide_dtype
+        dtype = target.wide_dtype if wide and target.wide_dtype else target.activation_dtype
+        low, high = (ranges | target.operators.wide_fixed_range if wide else ranges)[op]
+        wanted = activation_params(Range(low, high), dtype, symmetric=target.activation_symmetric)
+        return bool(scale == wanted.scale and zero == wanted.zero_point)
 
     def _residual(self, node: gs.Node) -> Iterator[str]:
         """A residual whose every input is rounded, one of them right behind a layer."""

@@ -29,7 +29,7 @@ __all__ = ["load_context", "save_context"]
 
 Array = npt.NDArray[Any]
 
-_PLAIN = ("seed", "rates", "refused", "kept_float")
+_PLAIN = ("seed", "rates", "refused", "kept_float", "wide")
 
 
 class _Batches(DataReader):

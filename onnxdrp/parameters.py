@@ -1,17 +1,18 @@
 """From a plan and ranges to parameters: of activations by group, of weights beside their bias."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxdrp.errors import ModelError
+from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.model import Model
 from onnxdrp.operators import WeightUse, channel_axis
 from onnxdrp.plan import Operand, Plan
 from onnxdrp.quantization import (
+    DType,
     QuantParams,
     Range,
     activation_params,
@@ -19,29 +20,81 @@ from onnxdrp.quantization import (
     weight_params,
     weight_scale_for_bias,
 )
+from onnxdrp.ranges import Ranges
 from onnxdrp.targets import Target
 
-__all__ = ["activation_parameters", "member_ranges", "uses_by_weight", "weight_parameters"]
+__all__ = [
+    "activation_parameters",
+    "group_types",
+    "member_ranges",
+    "uses_by_weight",
+    "weight_parameters",
+]
 
 Array = npt.NDArray[Any]
 Nodes = Mapping[str, gs.Node]
 
 
 def activation_parameters(
-    model: Model, plan: Plan, ranges: Mapping[str, Range], target: Target
+    model: Model,
+    plan: Plan,
+    ranges: Mapping[str, Range],
+    target: Target,
+    wide: Iterable[str] = (),
+    calibration: Ranges | None = None,
 ) -> dict[str | Operand, QuantParams]:
     """The parameters of every activation and constant operand: one range for each group.
 
+    A group has the target's wide type if one of its tensors comes from a node of `wide`. Its ranges
+    are then the extremes that were seen: what was left out for the sake of 8 bits comes back.
+
+    Args:
+        model: as it was planned.
+        plan: of the model.
+        ranges: {tensor: range}.
+        target: the profile.
+        wide: names of nodes; those that give nothing that is quantized count for nothing.
+        calibration: the extremes of `ranges`, where they are known.
+
     Raises:
         ModelError: a tensor has no range: the model changed since the ranges were measured.
+        OptionError: nodes are to be wide, and the target has no wide type.
     """
+    types = group_types(plan, target, wide)
     merged: dict[str | Operand, Range] = {}
     for key, found in member_ranges(model, plan, ranges).items():
         group = plan.groups[key]
+        if types[group] == target.wide_dtype:
+            found = _extremes(plan, key, found, calibration)
         merged[group] = merged[group].union(found) if group in merged else found
-    dtype, symmetric = target.activation_dtype, target.activation_symmetric
-    params = {g: activation_params(r, dtype, symmetric=symmetric) for g, r in merged.items()}
+    symmetric = target.activation_symmetric
+    params = {g: activation_params(r, types[g], symmetric=symmetric) for g, r in merged.items()}
     return {key: params[group] for key, group in plan.groups.items()}
+
+
+def group_types(plan: Plan, target: Target, wide: Iterable[str]) -> dict[str | Operand, DType]:
+    """{name of a group: its type}: the wide one if any of its tensors comes from a node of `wide`.
+
+    Raises:
+        OptionError: some are to be wide, and the target has no wide type.
+    """
+    types: dict[str | Operand, DType] = dict.fromkeys(plan.groups.values(), target.activation_dtype)
+    groups = [plan.groups[tensor] for name in wide for tensor in plan.made.get(name, ())]
+    if not groups:
+        return types
+    if target.wide_dtype is None:
+        raise OptionError(f"target {target.name} has no 16-bit activations; keep the nodes float")
+    return types | dict.fromkeys(groups, target.wide_dtype)
+
+
+def _extremes(plan: Plan, key: str | Operand, found: Range, calibration: Ranges | None) -> Range:
+    """What a member of a wide group adds: all that was seen of it."""
+    if isinstance(key, str) and key in plan.wide_fixed:
+        return Range(*plan.wide_fixed[key])
+    seen = calibration.tensors.get(key) if calibration and isinstance(key, str) else None
+    if seen is None or seen.min is None or seen.max is None:
+        return found
+    return found.union(Range(seen.min, seen.max))
 
 
 def member_ranges(

@@ -65,6 +65,7 @@ class PassContext:
         reference: the float model, tensor by tensor the one whose weights were rounded; shares all
             weights that are still the same.
         kept_float: {node name: why it stays float}.
+        wide: {node name: why its outputs get the target's wide type}.
         progress: called by passes that read data with (samples done, samples in all or None);
             the Progress instrument sets it.
         checkpoint: where a calibration keeps what is done, to go on from after an interruption.
@@ -83,6 +84,7 @@ class PassContext:
     calibration: "Ranges | None" = None
     reference: "Model | None" = None
     kept_float: dict[str, str] = field(default_factory=dict)
+    wide: dict[str, str] = field(default_factory=dict)
     progress: Callable[[int, int | None], None] | None = None
     checkpoint: "Path | None" = None
     executor: "Executor | None" = None

@@ -47,6 +47,8 @@ class Plan:
         groups: {tensor or operand: name of its group} of everything that gets parameters.
         observed: the tensors whose ranges must be measured (the keys).
         fixed: {tensor: its range}, where the target fixes one.
+        wide_fixed: {tensor: its range in the wide type}, where the target fixes another for it.
+        made: {node name: the tensors that its unit gives}, of those that get parameters.
         tied: {node name: the tensors and operands that it makes share parameters}.
     """
 
@@ -59,6 +61,8 @@ class Plan:
     groups: dict[str | Operand, str | Operand] = field(default_factory=dict)
     observed: dict[str, None] = field(default_factory=dict)
     fixed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    wide_fixed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    made: dict[str, tuple[str, ...]] = field(default_factory=dict)
     tied: dict[str, tuple[str | Operand, ...]] = field(default_factory=dict)
 
 
@@ -288,9 +292,16 @@ class _Planner:
                     measured.pop(output, None)
             if node.op in ops.fixed_range:
                 plan.fixed[outputs[0]] = ops.fixed_range[node.op]
+                plan.wide_fixed[outputs[0]] = ops.wide_fixed_range.get(
+                    node.op, ops.fixed_range[node.op]
+                )
         for tensor in self._in_order():
             groups.join([tensor])
         plan.groups, plan.observed = groups.roots(), measured
+        for name in plan.nodes:
+            last = (plan.units.get(self.owner.get(name, name)) or (name,))[-1]
+            names = [t.name for t in self.node[last].outputs]
+            plan.made[name] = tuple(n for n in names if n in plan.groups)
 
     def _in_order(self) -> dict[str, None]:
         """The quantized tensors, in the order in which they are computed."""

@@ -32,7 +32,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
-DType = Literal["int8", "uint8", "int32"]
+DType = Literal["int8", "uint8", "int16", "uint16", "int32"]
 
 BIAS_LIMIT = 2**30
 """The largest |quantized bias|: it leaves half of the int32 accumulator to the products."""
@@ -40,6 +40,8 @@ BIAS_LIMIT = 2**30
 _LIMITS: dict[str, tuple[int, int]] = {
     "int8": (-128, 127),
     "uint8": (0, 255),
+    "int16": (-(2**15), 2**15 - 1),
+    "uint16": (0, 2**16 - 1),
     "int32": (-(2**31), 2**31 - 1),
 }
 _REDUCED = {"int8": (-64, 64), "uint8": (0, 127)}
@@ -135,8 +137,8 @@ def activation_params(
 ) -> QuantParams:
     """Per-tensor parameters of a range, by onnxruntime's rules.
 
-    The range is widened to hold 0, and to +-absmax if symmetric (zero point 0, of uint8 128);
-    a scale below the smallest normal float32 becomes scale 1, zero point 0.
+    The range is widened to hold 0, and to +-absmax if symmetric (zero point 0, of unsigned types
+    the middle); a scale below the smallest normal float32 becomes scale 1, zero point 0.
     """
     if not -_HUGE <= range_.low <= range_.high <= _HUGE:
         raise DataError(f"[{range_.low}, {range_.high}] is no range of finite float32 values")
@@ -233,7 +235,7 @@ def quantize(values: Array, params: QuantParams) -> Array:
 def dequantize(codes: Array, params: QuantParams) -> Floats:
     """DequantizeLinear, to float32."""
     scale, zero = _spread(params.scale, params, codes), _spread(params.zero_point, params, codes)
-    wide = np.int64 if params.dtype == "int32" else np.int16
+    wide = np.int16 if params.dtype in ("int8", "uint8") else np.int64
     steps = np.asarray(np.subtract(codes, zero, dtype=wide), np.float32)
     steps *= scale
     return steps

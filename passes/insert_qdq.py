@@ -56,7 +56,9 @@ class InsertQdq(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Fold activations, then write stored tensors, then computed ones."""
         plan = make_plan(model, ctx.target, ctx.kept_float)
-        known = activation_parameters(model, plan, ctx.ranges, ctx.target)
+        known = activation_parameters(
+            model, plan, ctx.ranges, ctx.target, ctx.wide, ctx.calibration
+        )
         known.update(ctx.quantization)
         insert = _Insert(model, plan, known, biases=ctx.target.bias_dtype == "int32")
         stats = {

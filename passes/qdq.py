@@ -3,7 +3,8 @@
     activation   t -> QuantizeLinear -> DequantizeLinear: one pair, whatever the number of readers
     stored       the tensor keeps its name, holds integers, and is read through DequantizeLinear
 
-Graph outputs keep their names: they come out of the DequantizeLinear.
+Below opset 21, 16 bits are taken by the operators of the domain com.microsoft only. Graph outputs
+keep their names: they come out of the DequantizeLinear.
 """
 
 from collections import defaultdict
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import ModelError
@@ -20,6 +22,8 @@ from onnxdrp.passes.edit import Names, disconnect, producer
 from onnxdrp.quantization import QuantParams, quantize
 
 __all__ = ["Reader", "Writer", "readers_of"]
+
+_CONTRIBUTED = "com.microsoft"
 
 Reader = tuple[gs.Node, int]
 """A node and the place among its inputs at which it reads."""
@@ -123,7 +127,16 @@ class Writer:
         if params.axis is not None and self.model.opset < 13:
             raise ModelError(f"{name!r}: scales by channel need opset 13; run convert-opset first")
         attrs = {} if params.axis is None else {"axis": params.axis}
-        return gs.Node(op, self.names.fresh(f"{name}_{op}"), attrs, inputs, [output])
+        node = gs.Node(op, self.names.fresh(f"{name}_{op}"), attrs, inputs, [output])
+        if params.dtype in ("int16", "uint16") and self.model.opset < 21:
+            node.domain = self._contributed()
+        return node
+
+    def _contributed(self) -> str:
+        """The domain whose operators have 16 bits before opset 21."""
+        if _CONTRIBUTED not in self.model.opsets:
+            self.model.graph.import_domains.append(onnx.helper.make_opsetid(_CONTRIBUTED, 1))
+        return _CONTRIBUTED
 
     def _numbers(self, name: str, params: QuantParams) -> tuple[gs.Constant, gs.Constant]:
         scale = gs.Constant(self.names.fresh(f"{name}_scale"), np.array(params.scale))

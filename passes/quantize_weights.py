@@ -66,7 +66,9 @@ class QuantizeWeights(Pass):
         separate = _Separate(model, plan, ctx)
         separate.scaled_gemms()
         separate.read_elsewhere()
-        known = activation_parameters(model, plan, ctx.ranges, ctx.target)
+        known = activation_parameters(
+            model, plan, ctx.ranges, ctx.target, ctx.wide, ctx.calibration
+        )
         activations = {key: p for key, p in known.items() if isinstance(key, str)}
         by_channel, reduced = self._by_channel(ctx), self._reduced(ctx)
         weights = weight_parameters(
@@ -78,7 +80,7 @@ class QuantizeWeights(Pass):
         weights, figures = self.round(model, ctx, Grids(separate.nodes, weights, uses, limit))
         ctx.quantization = {**activations, **weights}
         whole = {n: _why_whole(uses[n], ctx.target) for n, p in weights.items() if p.axis is None}
-        found = conflicts(model, plan, ctx.ranges, ctx.target)
+        found = conflicts(model, plan, ctx.ranges, ctx.target, ctx.wide)
         stats = {
             "weights": len(weights),
             "per_tensor": whole if by_channel else len(whole),

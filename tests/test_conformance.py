@@ -93,7 +93,7 @@ def test_so_does_a_net_with_a_bit_of_all(target):
         ("tensorrt", {"bias_dtype": "int32"}, "takes float biases"),
         ("drp-ai3", {"shared_inputs": ()}, "wants the same parameters around Add"),
         ("drp-ai3", {"shared_inputs_and_output": ()}, "wants the same parameters around Concat"),
-        ("qnn-htp", {"fixed_range": {}}, "wants Sigmoid to give [0, 0.996094]"),
+        ("qnn-htp", {"fixed_range": {}, "wide_fixed_range": {}}, "wants Sigmoid to give [0, 0.9"),
         ("tensorrt", {"fused_residual": ()}, "computes Add with the layer before it"),
         ("generic", {"matmul_add_is_fc": False, "float_output": ()}, "takes MatMul and Add of a"),
         ("generic", {"float_output": ()}, "leaves the output of Gemm float for float readers"),

@@ -57,7 +57,7 @@ def test_limits():
     assert qlimits("int8", reduce_range=True) == (-64, 64)
     assert qlimits("uint8", reduce_range=True) == (0, 127)
     assert qlimits("int32") == (-(2**31), 2**31 - 1)
-    with pytest.raises(OptionError, match="int8, uint8, int32"):
+    with pytest.raises(OptionError, match="int8, uint8, int16, uint16, int32"):
         qlimits("int7")
 
 

@@ -88,7 +88,8 @@ def _quantized(target: Target) -> set[str]:
 def _activations(target: Target) -> str:
     middle = 128 if target.activation_dtype == "uint8" else 0
     zero = f"zero point {middle}" if target.activation_symmetric else "any zero point"
-    return f"{target.activation_dtype}, {zero}"
+    wide = f"; {target.wide_dtype} where asked for" if target.wide_dtype else ""
+    return f"{target.activation_dtype}, {zero}{wide}"
 
 
 def _weights(target: Target) -> str:

@@ -32,6 +32,7 @@ class Operators:
         shared_inputs: all inputs take the same parameters.
         shared_inputs_and_output: all inputs and the output take the same parameters.
         fixed_range: {operator: [low, high]} of outputs whose range is not measured.
+        wide_fixed_range: the same for outputs of the wide type, where it is another.
         fused_residual: where such an operator alone reads what a weighted one gives, nothing is
             rounded between them: they are one layer, and the other input is quantized.
         whole_weights: of `weighted`, those whose weights have one scale even where the others have
@@ -49,6 +50,7 @@ class Operators:
     shared_inputs: tuple[str, ...] = ()
     shared_inputs_and_output: tuple[str, ...] = ()
     fixed_range: dict[str, tuple[float, float]] = field(default_factory=dict)
+    wide_fixed_range: dict[str, tuple[float, float]] = field(default_factory=dict)
     fused_residual: tuple[str, ...] = ()
     whole_weights: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
@@ -60,6 +62,8 @@ class Operators:
         shared = (*self.shared_inputs, *self.shared_inputs_and_output)
         self._within(shared, self.own_range, "shared_inputs", "own_range")
         self._within(self.fixed_range, self.own_range, "fixed_range", "own_range")
+        fixed = tuple(self.fixed_range)
+        self._within(self.wide_fixed_range, fixed, "wide_fixed_range", "fixed_range")
         self._within(self.fused_residual, self.own_range, "fused_residual", "own_range")
         self._within(self.whole_weights, self.weighted, "whole_weights", "weighted")
         if both := sorted({*self.fused_residual} & {*shared}):
@@ -70,7 +74,7 @@ class Operators:
         for op in (*self.weighted, *self.own_range, *self.same_range, *self.keep_float):
             if op not in _operators():
                 raise OptionError(f"{op!r} is no ONNX operator{near(op, _operators())}")
-        for op, (low, high) in self.fixed_range.items():
+        for op, (low, high) in (*self.fixed_range.items(), *self.wide_fixed_range.items()):
             if not low < high:
                 raise OptionError(f"fixed_range.{op}: [{low}, {high}] is empty; give [low, high]")
 
@@ -91,7 +95,8 @@ class Target:
         patterns: the sparsity patterns that it computes faster, the one taken when none is named
             first; empty if none is known to.
         activation_dtype: integer type of activations.
-        activation_symmetric: zero point 0 (of uint8, 128), range +-absmax.
+        wide_dtype: integer type of activations that 8 bits are too few for; None: it has none.
+        activation_symmetric: zero point 0 (of unsigned types, the middle), range +-absmax.
         per_channel: weights have a scale for each output channel.
         bias_dtype: "int32", of scale s_in * s_w; or "float32": biases are not quantized.
         reduce_range: "on": weights use -64..64, so that two products of them and uint8 fit an
@@ -114,6 +119,7 @@ class Target:
     per_channel: bool
     operators: Operators
     patterns: tuple[str, ...] = ()
+    wide_dtype: Literal["int16", "uint16"] | None = None
     bias_dtype: Literal["int32", "float32"] = "int32"
     reduce_range: Literal["auto", "on", "off"] = "off"
     opset_min: int = 10

@@ -148,8 +148,9 @@ def test_it_runs_with_onnxruntimes_optimizations_on(target):
     assert np.ptp(plain) > 0.5
 
 
-def test_onnxruntime_fuses_every_operator_of_the_generic_profile(tmp_path):
-    done = quantize_model(residual())
+@pytest.mark.parametrize("target", ["generic", "ort-cpu"])
+def test_onnxruntime_fuses_every_operator_of_its_profiles(tmp_path, target):
+    done = quantize_model(residual(), target=target)
     assert fused(done.model, tmp_path) == {
         "QuantizeLinear": 1,
         "QLinearConv": 3,
@@ -158,7 +159,7 @@ def test_onnxruntime_fuses_every_operator_of_the_generic_profile(tmp_path):
         "QLinearGlobalAveragePool": 1,
         "DequantizeLinear": 1,
     }
-    net = quantize_model(mlp(16, 32, 8))
+    net = quantize_model(mlp(16, 32, 8), target=target)
     assert fused(net.model, tmp_path) == {"QuantizeLinear": 1, "QGemm": 2}
 
 

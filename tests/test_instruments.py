@@ -535,6 +535,7 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
         },
         calibration=Ranges({"t": TensorRange(-1.25, 0.1, -2.0, 0.1, 9)}, method={"name": "mse"}),
         kept_float={"n": "an operator of no known kind"},
+        wide={"m": "8 bits are too few"},
         reference=model,
     )
     settings = {"reader", "target", "seed", "progress", "checkpoint", "executor", "workers"}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["resnet50"]
+__all__ = ["Net", "resnet50"]
 
 STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))  # blocks, channels inside of a block
 WIDER = 4  # output channels of a block to those inside
@@ -26,7 +26,7 @@ def resnet50(size: int = 224, classes: int = 1000, seed: int = 0) -> onnx.ModelP
         classes: how many outputs.
         seed: of the weights, normal with variance 2 / fan-in (He et al. 2015); biases are 0.
     """
-    net = _Net(np.random.default_rng(seed))
+    net = Net(np.random.default_rng(seed))
     x = net.add("MaxPool", net.relu(net.conv("x", 3, 64, 7, 2, "stem")), "pool",
                 kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)  # fmt: skip
     channels = 64
@@ -49,7 +49,7 @@ def resnet50(size: int = 224, classes: int = 1000, seed: int = 0) -> onnx.ModelP
     return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
 
 
-class _Net:
+class Net:
     """Nodes and weights as they are added."""
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -61,18 +61,20 @@ class _Net:
         self.nodes.append(helper.make_node(op, [x, *more], [name], name, **attributes))
         return name
 
-    def conv(self, x: str, inputs: int, outputs: int, kernel: int, stride: int, name: str) -> str:
-        weight = self.stored(f"{name}.weight", (outputs, inputs, kernel, kernel))
+    def conv(
+        self, x: str, inputs: int, outputs: int, kernel: int, stride: int, name: str, group: int = 1
+    ) -> str:
+        weight = self.stored(f"{name}.weight", (outputs, inputs // group, kernel, kernel))
         bias = self.stored(f"{name}.bias", (outputs,))
         return self.add("Conv", x, name, weight, bias, kernel_shape=[kernel] * 2,
-                        strides=[stride] * 2, pads=[kernel // 2] * 4)  # fmt: skip
+                        strides=[stride] * 2, pads=[kernel // 2] * 4, group=group)  # fmt: skip
 
     def relu(self, x: str) -> str:
         return self.add("Relu", x, f"{x}.relu")
 
-    def stored(self, name: str, shape: tuple[int, ...]) -> str:
-        """A weight, or zeros where there is but one axis; its name."""
-        values: npt.NDArray[np.float32] = np.zeros(shape, np.float32)
+    def stored(self, name: str, shape: tuple[int, ...], fill: float = 0.0) -> str:
+        """A weight, or the same number everywhere where there is but one axis; its name."""
+        values: npt.NDArray[np.float32] = np.full(shape, fill, np.float32)
         if len(shape) > 1:
             self.rng.standard_normal(dtype=np.float32, out=values)
             values *= np.float32((2 / np.prod(shape[1:])) ** 0.5)

@@ -308,11 +308,28 @@ class Model:
     def inventory(self) -> tuple[dict[str, str], int]:
         """{name: digest} of every stored tensor of the top graph, and the bytes of all."""
         digests, total = {}, 0
-        for tensor in self.skeleton().graph.initializer:
-            weight = self._weights.of(tensor)
-            digests[tensor.name] = weight.digest() if weight else tensor.SerializeToString().hex()
-            total += weight.nbytes if weight else len(tensor.raw_data) or tensor.ByteSize()
+        for name, constant in self._stored().items():
+            self._adopt(constant)
+            values = constant._values
+            if isinstance(values, _Stored):
+                digests[name], size = values.weight.digest(), values.weight.nbytes
+            else:
+                values.tensor.name = name  # as the export does
+                digests[name] = values.tensor.SerializeToString(deterministic=True).hex()
+                size = len(values.tensor.raw_data) or values.tensor.ByteSize()
+            total += size
         return digests, total
+
+    def _stored(self) -> dict[str, gs.Constant]:
+        """The dense stored tensors of the top graph by name, those that only bodies read too."""
+        found: dict[str, gs.Constant] = {}
+        for graph in (self.graph, *self.graph.subgraphs(recursive=True)):
+            inner = () if graph is self.graph else self._carried.inner
+            for name, tensor in graph.tensors().items():
+                stored = isinstance(tensor, gs.Constant) and name not in inner
+                if stored and not isinstance(tensor._values, SparseValues):
+                    found.setdefault(name, tensor)
+        return found
 
     def check(self) -> None:
         """Run onnx's full checker, shape inference included, on the skeleton. Raises CheckError."""

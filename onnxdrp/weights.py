@@ -35,6 +35,10 @@ THRESHOLD = 1024  # bytes; smaller tensors stay in the skeleton, where shape inf
 REFERENCE = "onnxdrp-weight-"
 
 
+_givers: "weakref.WeakValueDictionary[int, Weight]" = weakref.WeakValueDictionary()
+"""By the id of an array, the weight that gave it last; `Weight.holds` says if it still is one."""
+
+
 @dataclass(eq=False)
 class Weight:
     """The bytes of one tensor and what they mean.
@@ -67,8 +71,12 @@ class Weight:
         else:
             values = np.require(raw.view(dtype).reshape(self.shape), requirements="A")
         values.setflags(write=False)
-        self._array = weakref.ref(values)
+        self._gives(values)
         return values
+
+    def _gives(self, array: Array) -> None:
+        self._array = weakref.ref(array)
+        _givers[id(array)] = self
 
     def holds(self, array: Array) -> bool:
         """Whether `array` is the very array that `array()` gave."""
@@ -109,9 +117,8 @@ class Weights:
 
     def adopt(self, array: Array) -> Weight:
         """The weight that is `array`, which becomes read-only and is copied only if it must be."""
-        for weight in self._entries.values():
-            if weight.holds(array):
-                return weight
+        if (known := self._giver(array)) is not None:
+            return known
         if _is_packed(array.dtype):
             flat = np.frombuffer(onnx.numpy_helper.from_array(array).raw_data, np.uint8)
         else:
@@ -123,13 +130,19 @@ class Weights:
             flat = array.reshape(-1).view(np.uint8)
         data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         weight = Weight(data_type, tuple(array.shape), lambda: flat, flat.nbytes)
-        weight._array = weakref.ref(array)
+        weight._gives(array)
         self.add(weight)
         return weight
 
     def keeps(self, array: Array) -> bool:
         """Whether `array` belongs here: it is large, or a weight already."""
-        return array.nbytes >= THRESHOLD or any(w.holds(array) for w in self._entries.values())
+        return array.nbytes >= THRESHOLD or self._giver(array) is not None
+
+    def _giver(self, array: Array) -> Weight | None:
+        """The weight of this table that is `array`."""
+        weight = _givers.get(id(array))
+        known = weight is not None and self._entries.get(weight.reference) is weight
+        return weight if known and weight is not None and weight.holds(array) else None
 
     def of(self, tensor: onnx.TensorProto) -> Weight | None:
         """The weight that a tensor of a skeleton stands for, or None if it holds its own bytes."""

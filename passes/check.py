@@ -50,22 +50,21 @@ class Check(Pass):
 
 
 def _run_once(model: Model, ctx: PassContext) -> str:
-    """Run one sample; what was run."""
+    """Load the model and run one sample; what was run. It is loaded once: that takes long."""
     from onnxdrp.datareaders import SyntheticReader, take
 
+    reader, what = ctx.reader, "the reader's first sample"
     try:
-        model.session()
+        if reader is None:
+            try:
+                reader, what = SyntheticReader(model, samples=1), "random numbers"
+            except (DataError, OptionError) as e:
+                model.session()
+                return f"nothing: {e}"
+        taps = {info.name: Tap(info.name, MinMax()) for info in model.outputs}
+        observe(model, take(reader, 1), taps)
     except ModelError as e:
         raise CheckError(f"the result does not load: {e}") from e
-    reader, what = ctx.reader, "the reader's first sample"
-    if reader is None:
-        try:
-            reader, what = SyntheticReader(model, samples=1), "random numbers"
-        except (DataError, OptionError) as e:
-            return f"nothing: {e}"
-    taps = {info.name: Tap(info.name, MinMax()) for info in model.outputs}
-    try:
-        observe(model, take(reader, 1), taps)
     except DataError as e:
         raise CheckError(f"the result does not run: {e}") from e
     return what

@@ -52,7 +52,9 @@ def _block(net: Net, x: str, name: str) -> str:
     squeezed = _silu(net, net.conv(squeezed, inside, SQUEEZED, 1, 1, f"{name}.reduce"))
     squeezed = net.conv(squeezed, SQUEEZED, inside, 1, 1, f"{name}.restore")
     gate = net.add("Sigmoid", squeezed, f"{name}.gate")
-    y = _conv(net, net.add("Mul", y, f"{name}.excite", gate), inside, CHANNELS, 1, f"{name}.project")
+    y = _conv(
+        net, net.add("Mul", y, f"{name}.excite", gate), inside, CHANNELS, 1, f"{name}.project"
+    )
     return net.add("Add", x, f"{name}.sum", y)
 
 

@@ -63,6 +63,7 @@ def rewrite(skeleton: onnx.ModelProto, model: Model) -> onnx.ModelProto:
     graph = ir.serde.deserialize_model(skeleton)
     kept = _open_weights(graph, model)
     for _ in range(2):  # as onnxscript's own pipeline
+        before = _wiring(graph)
         optimizer.fold_constants(
             graph,
             onnx_shape_inference=True,  # some rules fail where a type is not known
@@ -71,6 +72,8 @@ def rewrite(skeleton: onnx.ModelProto, model: Model) -> onnx.ModelProto:
             should_fold=_is_small_filling,
         )
         rewriter.rewrite(graph, rules)
+        if _wiring(graph) == before:
+            break
     CommonSubexpressionEliminationPass()(graph)
     NameFixPass()(graph)
     for value in graph.graph.initializers.values():
@@ -79,6 +82,11 @@ def rewrite(skeleton: onnx.ModelProto, model: Model) -> onnx.ModelProto:
     result: onnx.ModelProto = ir.serde.serialize_model(graph)
     _restore(result, skeleton)
     return result
+
+
+def _wiring(graph: "ir.Model") -> "list[tuple[ir.Node | ir.Value | None, ...]]":
+    """Every node with what it reads; rules replace nodes, so that it tells if any did something."""
+    return [(node, *node.inputs) for node in graph.graph.all_nodes()]
 
 
 def _is_small_filling(node: "ir.Node") -> bool | None:

@@ -63,6 +63,7 @@ class _Job:
     instruments: Sequence[Instrument]
     warnings: list[str]
     profile: str  # the target as the user named it
+    activation_zeropoint: bool = False
     checkpoint: Path | None = None
     executor: "Executor | None" = None
     workers: int | None = None
@@ -83,7 +84,12 @@ class _Job:
             workers=self.workers,
         )
         report = PassManager(passes, self.instruments).run(self.model, ctx)
-        report.recipe = dump_recipe(passes, target=self.profile, seed=self.seed)
+        report.recipe = dump_recipe(
+            passes,
+            target=self.profile,
+            activation_zeropoint=self.activation_zeropoint or None,
+            seed=self.seed,
+        )
         report.masks, report.ranges = ctx.masks, ctx.calibration
         report.warnings += self.warnings
         for record in report.records:
@@ -113,6 +119,7 @@ def _job(
     instruments: Sequence[Instrument],
     *,
     hold_out: bool = True,
+    activation_zeropoint: bool = False,
     reshaped: bool = False,
     strict: bool = False,
     skip_bad_samples: bool = False,
@@ -127,6 +134,8 @@ def _job(
         raise OptionError(f"workers {workers}: give 1 or more")
     model = load(model)
     profile = load_target(target) if isinstance(target, str | Path) else target
+    if activation_zeropoint:
+        profile = profile.with_zero_points()
     # The shapes and the opset that the passes will see to are judged by Check, on the result.
     unmet = [] if reshaped else profile.unmet(model, converted=True)
     if unmet and strict:
@@ -152,6 +161,7 @@ def _job(
     job = _Job(model, profile, calibration, held_out, labelled, seed, instruments, warnings, named)
     job.checkpoint = None if checkpoint is None else Path(checkpoint)
     job.executor, job.workers, job.skip_bad_samples = executor, workers, skip_bad_samples
+    job.activation_zeropoint = activation_zeropoint
     return job
 
 
@@ -308,6 +318,7 @@ def calibrate(
     exclude_subgraph: Iterable[str] = (),
     exclude_patterns: Path_ | None = None,
     exclude_tail: "TailMode | None" = None,
+    activation_zeropoint: bool = False,
     opset: int | None = None,
     equalize: bool = False,
     input_shape: Mapping[str, Sequence[int]] | None = None,
@@ -337,6 +348,7 @@ def calibrate(
         exclude_subgraph: as for `quantize`.
         exclude_patterns: as for `quantize`.
         exclude_tail: as for `quantize`.
+        activation_zeropoint: as for `quantize`.
         opset: as for `quantize`.
         equalize: as for `quantize`, whose ranges are then those of the equalized model.
         input_shape: {input name: static shape}.
@@ -366,6 +378,7 @@ def calibrate(
         0,
         instruments,
         hold_out=False,
+        activation_zeropoint=activation_zeropoint,
         reshaped=bool(input_shape),
         skip_bad_samples=skip_bad_samples,
         checkpoint=checkpoint,
@@ -400,6 +413,7 @@ def quantize(
     ranges: Path_ | Sequence[Path_] = (),
     per_channel: bool | None = None,
     reduce_range: bool | None = None,
+    activation_zeropoint: bool = False,
     opset: int | None = None,
     equalize: bool = False,
     rounding: "Rounding | None" = None,
@@ -442,6 +456,7 @@ def quantize(
         per_channel: weight scales by output channel; default: the target's.
         reduce_range: weights of 7 bits, for kernels that add products in 16 bits; default: the
             target's.
+        activation_zeropoint: activations have zero points although the target wants none.
         opset: the opset of the result; default: the model's, moved into what the target takes.
         equalize: first share the sizes of weights out between layers (CrossLayerEqualize).
         rounding: second-order, the default where there is data, rounds weights so that their errors
@@ -509,6 +524,7 @@ def quantize(
         seed,
         instruments,
         **running,
+        activation_zeropoint=activation_zeropoint,
         reshaped=bool(input_shape),
         strict=strict,
         skip_bad_samples=skip_bad_samples,
@@ -650,6 +666,7 @@ def optimize(
     ranges: Path_ | Sequence[Path_] = (),
     per_channel: bool | None = None,
     reduce_range: bool | None = None,
+    activation_zeropoint: bool = False,
     opset: int | None = None,
     equalize: bool = False,
     rounding: "Rounding | None" = None,
@@ -694,6 +711,7 @@ def optimize(
         ranges: as for `quantize`; ranges of a model that was not pruned are told to be stale.
         per_channel: as for `quantize`.
         reduce_range: as for `quantize`.
+        activation_zeropoint: as for `quantize`.
         opset: as for `quantize`.
         equalize: as for `quantize`.
         rounding: as for `quantize`.
@@ -768,6 +786,7 @@ def optimize(
             calib=calib,
             data=data,
             target=target,
+            activation_zeropoint=activation_zeropoint or None,
             seed=seed,
             instruments=instruments,
             **running,
@@ -787,6 +806,7 @@ def optimize(
         seed or 0,
         instruments,
         **running,
+        activation_zeropoint=activation_zeropoint,
         reshaped=bool(input_shape),
         strict=strict,
         skip_bad_samples=skip_bad_samples,
@@ -801,6 +821,7 @@ def run(
     calib: Any = None,
     data: Any = None,
     target: "str | Path | Target | None" = None,
+    activation_zeropoint: bool | None = None,
     seed: int | None = None,
     workers: int | None = None,
     executor: "Executor | None" = None,
@@ -809,7 +830,8 @@ def run(
 ) -> Report:
     """Run the passes of a recipe (a TOML file, or a list of passes) and measure as `optimize` does.
 
-    `workers`, `executor` and `checkpoint` are as for `quantize`.
+    `activation_zeropoint`, `workers`, `executor` and `checkpoint` are as for `quantize`; what is
+    None is as the recipe has it.
 
     Raises:
         OnnxDrpError: the model, the recipe or the data cannot be used; PassError if a pass failed.
@@ -820,6 +842,9 @@ def run(
     target = target if target is not None else steps.target or "generic"
     seed = seed if seed is not None else steps.seed or 0
     running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
+    if activation_zeropoint is None:
+        activation_zeropoint = bool(steps.activation_zeropoint)
+    running["activation_zeropoint"] = activation_zeropoint
     skip = any(getattr(step, "skip_bad_samples", False) for step in steps)
     job = _job(model, calib, data, target, seed, instruments, skip_bad_samples=skip, **running)
     return job.run(steps)

@@ -222,6 +222,11 @@ _quantizing = _options(
     click.option("--strict", is_flag=True, help="A wish of the target not met is an error."),
 )  # fmt: skip
 _converting = _options(
+    click.option(
+        "--activation-zeropoint",
+        is_flag=True,
+        help="Activations have zero points although the target wants none.",
+    ),
     click.option("--opset", type=int, help="Opset of the result [what the target takes]."),
     click.option("--equalize", is_flag=True, help="Share weight sizes out between layers first."),
 )
@@ -651,6 +656,25 @@ def passes(as_json: bool) -> None:
         click.echo(f"{entry['name']}: {entry['summary']}")
         for option in entry["options"]:
             click.echo(f"    {option['name']} = {option['default']!r}  ({option['type']})")
+
+
+@cli.command()
+@click.argument("names", nargs=-1, metavar="[NAME|FILE.toml]...")
+@_common
+def targets(names: tuple[str, ...], as_json: bool) -> None:
+    """Show what targets ask of a model: all that come along, or those named.
+
+    Example: onnxdrp targets drp-ai3
+    """
+    from onnxdrp.targets import describe
+
+    found = describe(*names)
+    if as_json:
+        click.echo(json.dumps([target.as_dict() for target in found], indent=2))
+    elif names:
+        click.echo("\n\n".join(map(str, found)))
+    else:
+        click.echo("\n".join(f"{target.name}: {target.description}" for target in found))
 
 
 @cli.command()

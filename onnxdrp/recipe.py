@@ -10,7 +10,8 @@
     name = "prune-blocks"
 
 A pass of your own is named by where Python finds it: `name = "my_module:MyPass"`. Options that are
-left out have their defaults; so have `target` and `seed`, the settings of the run.
+left out have their defaults; so have `target`, `activation_zeropoint` and `seed`, the settings of
+the run.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ PASSES: dict[str, type[Pass]] = {
 }
 """Every pass that comes along by its name, in the order of the pipeline."""
 
-_TOP = {"pass": "the passes", "target": "a profile", "seed": "a number"}
+_SETTINGS: dict[str, type] = {"target": str, "activation_zeropoint": bool, "seed": int}
 
 
 class Recipe(list[Pass]):
@@ -64,10 +65,12 @@ class Recipe(list[Pass]):
 
     Attributes:
         target: a profile's name or path, or None if the recipe leaves it open.
+        activation_zeropoint: activations have zero points whatever the target says; or None.
         seed: of everything random, or None.
     """
 
     target: str | None = None
+    activation_zeropoint: bool | None = None
     seed: int | None = None
 
 
@@ -87,15 +90,15 @@ def load_recipe(recipe: str | Path) -> Recipe:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         raise OptionError(f"{where}: not TOML ({e})") from e
-    for key in table.keys() - _TOP.keys():
-        raise OptionError(f"{where}: no key {key!r} at the top{near(key, _TOP)}")
+    for key in table.keys() - {"pass", *_SETTINGS}:
+        raise OptionError(f"{where}: no key {key!r} at the top{near(key, ['pass', *_SETTINGS])}")
     entries = table.get("pass", [])
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise OptionError(f"{where}: passes are tables; head each with [[pass]]")
     if not entries:
         raise OptionError(f"{where}: names no pass; head each with [[pass]]")
     steps = Recipe(_build(entry, f"{where}: pass {i}") for i, entry in enumerate(entries, 1))
-    for key, kind in (("target", str), ("seed", int)):
+    for key, kind in _SETTINGS.items():
         if key in table:
             setattr(steps, key, convert(table[key], kind, f"{where}: {key}"))
     return steps
@@ -149,7 +152,11 @@ def _imported(name: str, where: str) -> type[Pass]:
 
 
 def dump_recipe(
-    steps: Sequence[Pass], *, target: str | None = None, seed: int | None = None
+    steps: Sequence[Pass],
+    *,
+    target: str | None = None,
+    activation_zeropoint: bool | None = None,
+    seed: int | None = None,
 ) -> str:
     """The recipe of these passes: options that differ from their defaults, and these settings.
 
@@ -158,7 +165,7 @@ def dump_recipe(
             function.
     """
     parts = [f"# onnxdrp {__version__}; options that are not named have their defaults\n"]
-    settings = {"target": target, "seed": seed}
+    settings = dict(zip(_SETTINGS, (target, activation_zeropoint, seed), strict=True))
     parts += [f"{key} = {_toml(value)}\n" for key, value in settings.items() if value is not None]
     for step in steps:
         lines = [f"{_key(key)} = {_toml(value)}\n" for key, value in _entry(step).items()]

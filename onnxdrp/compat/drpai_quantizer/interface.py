@@ -1,6 +1,5 @@
 """The two functions of DRP-AI Quantizer's Python API: words translated, work done by onnxdrp."""
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -202,8 +201,7 @@ def _excluded(
 
 
 def _target(advanced: Advanced) -> Target:
-    target = load_target(TARGET)
-    return dataclasses.replace(target, activation_symmetric=not advanced.activation_zeropoint)
+    return load_target(TARGET).with_zero_points(advanced.activation_zeropoint)
 
 
 def _default(model: str) -> Any:

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
     from onnxdrp.model import Model, TensorInfo
 
-__all__ = ["Accuracy", "Comparison", "accuracy", "compare_models", "paired_difference"]
+__all__ = [
+    "Accuracy",
+    "Comparison",
+    "accuracy",
+    "compare_models",
+    "has_classes",
+    "paired_difference",
+    "wilson",
+]
 
 Bools = npt.NDArray[np.bool_]
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
@@ -128,7 +136,7 @@ def compare_models(
     taps: dict[tuple[str, str], Tap] = {
         ("error", o.name): Tap((("a", o.name), ("b", o.name)), Error()) for o in common
     }
-    scores = next((o for o in common if _has_classes(o)), None)
+    scores = next((o for o in common if has_classes(o)), None)
     if scores is not None:
         taps["top1", ""] = Tap((("a", scores.name), ("b", scores.name)), TopAgreement())
     inner = _common_tensors(a, b) if layers else []
@@ -145,7 +153,7 @@ def compare_models(
     )
 
 
-def _has_classes(info: "TensorInfo") -> bool:
+def has_classes(info: "TensorInfo") -> bool:
     """Whether an output is a row of class scores for each sample: [N, C] or [N, C, 1, 1]."""
     shape = info.shape
     if shape is None or len(shape) < 2 or any(d != 1 for d in shape[2:]):
@@ -230,7 +238,7 @@ def accuracy(
     labels = reader.labels
     if labels is None:
         raise DataError("the data has no labels; give --labels FILE.csv, class folders, or `y`")
-    scores = next((o for o in model.outputs if o.dtype.kind == "f" and _has_classes(o)), None)
+    scores = next((o for o in model.outputs if o.dtype.kind == "f" and has_classes(o)), None)
     if scores is None:
         raise ModelError("no output of the model is [N, classes]; accuracy needs a classifier")
     session = model.session()

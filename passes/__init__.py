@@ -13,6 +13,7 @@ from onnxdrp.passes.freeze_shapes import FreezeShapes
 from onnxdrp.passes.fuse_batchnorm import FuseBatchNorm
 from onnxdrp.passes.infer_shapes import InferShapes
 from onnxdrp.passes.insert_qdq import InsertQdq
+from onnxdrp.passes.keep_float import KeepFloat
 from onnxdrp.passes.optimize import Optimize
 from onnxdrp.passes.prune_blocks import PruneBlocks
 from onnxdrp.passes.quantize_weights import QuantizeWeights
@@ -33,6 +34,7 @@ __all__ = [
     "FuseBatchNorm",
     "InferShapes",
     "InsertQdq",
+    "KeepFloat",
     "Optimize",
     "PruneBlocks",
     "QuantizeWeights",

@@ -1,0 +1,108 @@
+"""A float model on a few samples, to which many variants of it are compared.
+
+Feeds and outputs are held, so a trial costs one session and its forwards: data is read, and the
+float model run, once.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdrp.batches import pieces, static_batch
+from onnxdrp.errors import DataError, ModelError, OptionError
+from onnxdrp.evaluation import has_classes
+from onnxdrp.fidelity import Error
+from onnxdrp.taps import run_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnxruntime
+
+    from onnxdrp.datareaders import DataReader
+    from onnxdrp.model import Model
+
+__all__ = ["Trials"]
+
+Array = npt.NDArray[Any]
+
+
+class _Piece(NamedTuple):
+    feed: dict[str, Array]
+    samples: int  # the others are padding
+    outputs: list[Array]
+
+
+class Trials:
+    """What a float model gives.
+
+    Args:
+        model: float; its variants have inputs and outputs of the same names.
+        reader: the samples, all of which are held in memory.
+
+    Attributes:
+        samples: how many there are.
+        labelled: whether they have labels.
+
+    Raises:
+        ModelError: no output is float.
+        DataError: the reader gives no samples.
+    """
+
+    def __init__(self, model: "Model", reader: "DataReader") -> None:
+        floats = [o for o in model.outputs if o.dtype is not None and o.dtype.kind == "f"]
+        if not floats:
+            raise ModelError("no output of the model is float; there is nothing to compare")
+        self._names = [o.name for o in floats]
+        self._scores = next((i for i, o in enumerate(floats) if has_classes(o)), None)
+        self._pieces: list[_Piece] = []
+        session, inputs = model.session(), {info.name for info in model.inputs}
+        for feed, valid in pieces(reader, static_batch([model])):
+            given = {name: array for name, array in feed.items() if name in inputs}
+            found = run_session(session, self._names, given)
+            self._pieces.append(_Piece(given, valid, self._valid(found, given, valid)))
+        self.samples = sum(piece.samples for piece in self._pieces)
+        if not self.samples:
+            raise DataError("the reader gives no samples; check the path and the limit")
+        self.labelled = reader.labels is not None
+        self._labels = reader.labels
+
+    def sqnr_db(self, variant: "Model") -> float:
+        """Signal to noise of the worst output, in dB; inf if nothing differs."""
+        sums = [Error() for _ in self._names]
+        for wanted, got in self._run(variant):
+            for error, want, have in zip(sums, wanted, got, strict=True):
+                error.update(want, have)
+        return min(error.result().sqnr_db for error in sums)
+
+    def drop(self, variant: "Model") -> float:
+        """Points of top-1 that are lost: of accuracy with labels, else of agreement with float.
+
+        Raises:
+            OptionError: no output is a row of class scores.
+        """
+        if (place := self._scores) is None:
+            raise OptionError("no output is [N, classes], so there is no top-1; give min_sqnr")
+        rows = ([_classes(w[place]), _classes(g[place])] for w, g in self._run(variant))
+        before, after = (np.concatenate(part) for part in zip(*rows, strict=True))
+        if self._labels is None:
+            return 100 * float(np.mean(before != after))
+        return 100 * float(np.mean(before == self._labels) - np.mean(after == self._labels))
+
+    def _run(self, variant: "Model") -> "Iterator[tuple[list[Array], list[Array]]]":
+        """(outputs in float, outputs of the variant) of each piece."""
+        session: onnxruntime.InferenceSession = variant.session()
+        for piece in self._pieces:
+            found = run_session(session, self._names, piece.feed)
+            yield piece.outputs, self._valid(found, piece.feed, piece.samples)
+
+    def _valid(self, values: list[Array], feed: dict[str, Array], samples: int) -> list[Array]:
+        size = max((len(v) for v in feed.values() if np.ndim(v)), default=1)
+        if size == samples:
+            return values
+        return [v if len(v) % size else v[: len(v) // size * samples] for v in values]
+
+
+def _classes(scores: Array) -> Array:
+    return np.asarray(scores.reshape(len(scores), -1).argmax(1))

@@ -1,0 +1,273 @@
+"""Leave the cheapest set of layers float with which the quantized model reaches a goal.
+
+    1. Sensitivity (onnxdrp.sensitivity) says what each unit does to the outputs when quantized alone.
+    2. Units are ranked by noise power over cost. Cost is multiply-adds; of an elementwise operator,
+       the values it gives. Those that together make under a twentieth of the noise that the goal
+       allows come last: to leave them float would cost and gain nothing.
+    3. Noise nearly adds up, so more units left float is less noise: the shortest prefix of the
+       ranking that reaches the goal is found by bisection.
+    4. Of that, units are given back, the dearest first, as long as the goal is still reached.
+
+Each trial quantizes the whole model and runs it on the same samples. Elementwise operators between
+float layers follow by themselves (onnxdrp.plan). Fills ctx.kept_float; the model is not touched.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onnxdrp.errors import CheckError, DataError, ModelError, OptionError
+from onnxdrp.layers import layers
+from onnxdrp.model import Model
+from onnxdrp.parameters import activation_parameters
+from onnxdrp.passes.insert_qdq import InsertQdq
+from onnxdrp.passes.quantize_weights import QuantizeWeights
+from onnxdrp.pipeline import Pass, PassContext, PassResult
+from onnxdrp.plan import Plan, make_plan
+from onnxdrp.quantization import Range, qlimits
+from onnxdrp.sensitivity import Sensitivity, UnitSensitivity, few, quantization_sensitivity
+from onnxdrp.targets import Target
+from onnxdrp.trials import Trials
+
+__all__ = ["KeepFloat"]
+
+_RANKED = 16  # samples that units are ranked by; trials count, and have more
+_NEGLIGIBLE = 0.05  # of the noise that the goal allows
+_FEW_POINTS = 1e-3  # of the noise there is, where the goal is in points
+
+
+@dataclass(frozen=True)
+class KeepFloat(Pass):
+    """Leave layers float until the quantized model reaches `min_sqnr`, or keeps within `max_drop`.
+
+    Stats: `goal`, `unit`; `quantized`, what the model has with nothing more left float; `reached`;
+    `kept` {node: why}; `float_share`, of the multiply-adds that would be quantized; `trials`;
+    `samples`.
+
+    Attributes:
+        min_sqnr: dB that the worst output must have against float.
+        max_drop: points of top-1 that may be lost: of accuracy where the data has labels, else of
+            agreement with float.
+        samples: of the calibration data that trials run on, spread over it; all are held in memory.
+        give_back: most trials of step 4.
+        per_channel: as QuantizeWeights will have it.
+    """
+
+    name: ClassVar[str] = "keep-float"
+
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    samples: int = 64
+    give_back: int = 16
+    per_channel: bool | None = None
+
+    def __post_init__(self) -> None:
+        if (self.min_sqnr is None) == (self.max_drop is None):
+            raise OptionError("keep-float needs a goal: give either min_sqnr or max_drop")
+        if self.min_sqnr is not None and not 0 < self.min_sqnr <= 100:
+            raise OptionError(f"min_sqnr {self.min_sqnr} is outside (0, 100] dB; 30 is usual")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise OptionError(f"max_drop {self.max_drop} is outside [0, 100] points; 0.5 is usual")
+        if self.samples < 1 or self.give_back < 0:
+            raise OptionError("samples must be 1 or more, give_back 0 or more")
+
+    def requires(self, model: Model, ctx: PassContext) -> None:
+        """There is data, ranges are known, and nothing is quantized yet."""
+        if ctx.reader is None:
+            raise DataError("keep-float needs data; give some hundred images or arrays (--calib)")
+        if not ctx.ranges:
+            raise ModelError("no ranges are known; run calibrate first")
+        if ctx.quantization:
+            raise ModelError("the weights are quantized already; run keep-float before that")
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Rank, bisect, give back. Raises CheckError if the goal needs all layers float."""
+        assert ctx.reader is not None  # see requires
+        trials = Trials(model, few(ctx.reader, self.samples, ctx.seed))
+        search = _Search(self, model, ctx, trials)
+        quantized = search.reading([])
+        stats: dict[str, Any] = {
+            "goal": self.min_sqnr if self.min_sqnr is not None else self.max_drop,
+            "unit": "dB" if self.min_sqnr is not None else f"points of {search.what}",
+            "samples": trials.samples,
+            "quantized": _plain(quantized),
+            "reached": _plain(quantized),
+            "kept": {},
+            "float_share": 0.0,
+            "warnings": self._coarse(trials.samples),
+        }
+        if not search.reached(quantized):
+            chosen, reached = search.find(self._sensitivity(model, ctx))
+            reasons = {name: _reason(unit) for unit in chosen for name in unit.nodes}
+            ctx.kept_float = make_plan(model, ctx.target, ctx.kept_float | reasons).kept
+            ctx.ranges = search.ranges
+            stats["kept"] = {unit.name: _reason(unit) for unit in chosen}
+            stats["reached"] = _plain(reached)
+            stats["float_share"] = round(search.float_share(chosen), 6)
+        stats["trials"] = search.count
+        return PassResult(modified=False, stats=stats)
+
+    def _sensitivity(self, model: Model, ctx: PassContext) -> Sensitivity:
+        assert ctx.reader is not None  # see requires
+        return quantization_sensitivity(
+            model,
+            ctx.reader,
+            ctx.target,
+            ctx.ranges,
+            kept_float=ctx.kept_float,
+            per_channel=self.per_channel,
+            samples=min(_RANKED, self.samples),
+            seed=ctx.seed,
+            progress=ctx.progress,
+        )
+
+    def _coarse(self, samples: int) -> list[str]:
+        if self.max_drop is None or self.max_drop * samples >= 100:
+            return []
+        return [
+            f"max_drop {self.max_drop} is less than one of {samples} samples: none may change; "
+            "more samples would tell finer"
+        ]
+
+
+def _reason(unit: UnitSensitivity) -> str:
+    return f"kept float: quantized alone it leaves {unit.sqnr_db:.1f} dB at the outputs"
+
+
+def _plain(reading: float) -> float | None:
+    return round(reading, 4) if math.isfinite(reading) else None  # JSON has no infinity
+
+
+@dataclass
+class _Search:
+    """The search for one model.
+
+    Attributes:
+        ranges: those of ctx, and for tensors that take over another's range while all is quantized
+            the one that they have then: with some layers float they may need one of their own.
+        count: trials done.
+    """
+
+    step: KeepFloat
+    model: Model
+    ctx: PassContext
+    trials: Trials
+    ranges: dict[str, Range] = field(init=False)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        plan = make_plan(self.model, self.ctx.target, self.ctx.kept_float)
+        self.ranges = _all_ranges(self.model, plan, self.ctx)
+        found = layers(self.model)
+        self._macs = {x.name: x.baseline_mac or 0 for x in found if x.name in plan.nodes}
+
+    @property
+    def what(self) -> str:
+        """What points are of."""
+        return "top-1 accuracy" if self.trials.labelled else "top-1 agreement"
+
+    def reading(self, kept: Sequence[UnitSensitivity]) -> float:
+        """What the quantized model has with these units float."""
+        self.count += 1
+        names = {name: "" for unit in kept for name in unit.nodes}
+        reasons = self.ctx.kept_float | dict.fromkeys(names, "kept float")
+        ctx = replace(
+            PassContext(target=self.ctx.target, ranges=self.ranges, kept_float=reasons),
+            masks=dict(self.ctx.masks),
+        )
+        trial = self.model.clone()
+        QuantizeWeights(self.step.per_channel).run(trial, ctx)
+        InsertQdq().run(trial, ctx)
+        if self.step.max_drop is not None:
+            return self.trials.drop(trial)
+        return self.trials.sqnr_db(trial)
+
+    def reached(self, reading: float) -> bool:
+        """Whether that is as good as the goal."""
+        if self.step.max_drop is not None:
+            return reading <= self.step.max_drop
+        return self.step.min_sqnr is not None and reading >= self.step.min_sqnr
+
+    def find(self, found: Sensitivity) -> tuple[list[UnitSensitivity], float]:
+        """The set, and what is reached with it."""
+        ranked = self._ranked(found)
+        low, high = 0, len(ranked)  # with so many float: not reached, reached
+        best = math.inf if self.step.min_sqnr is not None else 0.0
+        missed = ""
+        while high - low > 1:
+            middle = (low + high) // 2
+            reading = self.reading(ranked[:middle])
+            if self.reached(reading):
+                high, best = middle, reading
+            else:
+                low, missed = middle, f"; with {middle} of them float it is {reading:.2f}"
+        chosen, best = self._given_back(ranked[:high], best)
+        if len(chosen) == len(ranked) or self.float_share(chosen) == 1:
+            raise CheckError(
+                f"the goal {self._goal()} is reached only with all {len(ranked)} layers float"
+                f"{missed}; ask for less, or mend the ranges or the model first (onnxdrp compare "
+                "--layers says where the error jumps)"
+            )
+        return chosen, best
+
+    def float_share(self, kept: Sequence[UnitSensitivity]) -> float:
+        """The share of multiply-adds left float, of those that would be quantized."""
+        names = {name for unit in kept for name in unit.nodes}
+        plan = make_plan(
+            self.model, self.ctx.target, self.ctx.kept_float | dict.fromkeys(names, "kept float")
+        )
+        total = sum(self._macs.values())
+        left = sum(mac for name, mac in self._macs.items() if name not in plan.nodes)
+        return left / total if total else 0.0
+
+    def _goal(self) -> str:
+        if self.step.max_drop is not None:
+            return f"of at most {self.step.max_drop} points of {self.what} lost"
+        return f"of {self.step.min_sqnr} dB"
+
+    def _ranked(self, found: Sensitivity) -> list[UnitSensitivity]:
+        """What to leave float, first things first."""
+        damage = [unit.damage for unit in found.units]  # in falling order
+        if self.step.min_sqnr is not None:
+            allowed = _NEGLIGIBLE * 10 ** (-self.step.min_sqnr / 10)
+        else:
+            allowed = _FEW_POINTS * sum(damage)
+        rest = np.cumsum(damage[::-1])[::-1]  # of this unit and all that cost less
+        most = [u for u, left in zip(found.units, rest, strict=True) if left > allowed]
+        others = found.units[len(most) :]
+        by_cost = sorted(most, key=lambda unit: -unit.damage / self.cost(unit))
+        return [*by_cost, *others]
+
+    def cost(self, unit: UnitSensitivity) -> float:
+        """Multiply-adds; of an elementwise operator, the values it gives."""
+        if unit.macs:
+            return float(unit.macs)
+        shape = self.model.tensor(unit.output).shape or ()
+        return float(math.prod(d for d in shape if isinstance(d, int)) or 1)
+
+    def _given_back(
+        self, chosen: list[UnitSensitivity], best: float
+    ) -> tuple[list[UnitSensitivity], float]:
+        """Quantize again what is not needed, the dearest first."""
+        for unit in sorted(chosen, key=self.cost, reverse=True)[: self.step.give_back]:
+            fewer = [other for other in chosen if other is not unit]
+            reading = self.reading(fewer)
+            if self.reached(reading):
+                chosen, best = fewer, reading
+        return chosen, best
+
+
+def _all_ranges(model: Model, plan: Plan, ctx: PassContext) -> dict[str, Range]:
+    """The range of every tensor of a plan, measured or the one that its parameters stand for."""
+    target: Target = ctx.target
+    dtype, symmetric = target.activation_dtype, target.activation_symmetric
+    ends = np.array(qlimits(dtype, symmetric=symmetric), np.float64)
+    found = dict(ctx.ranges)
+    for name, params in activation_parameters(model, plan, ctx.ranges, target).items():
+        if isinstance(name, str) and name not in found:
+            low, high = (ends - float(params.zero_point)) * float(params.scale)
+            found[name] = Range(float(low), float(high))
+    return found

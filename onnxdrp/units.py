@@ -22,7 +22,6 @@ import onnx_graphsurgeon as gs
 from onnxdrp.model import Model
 from onnxdrp.operators import data_inputs
 from onnxdrp.parameters import activation_parameters
-from onnxdrp.passes.quantize_weights import QuantizeWeights
 from onnxdrp.pipeline import PassContext
 from onnxdrp.plan import Operand, Plan, make_plan
 from onnxdrp.quantization import QuantParams, bias_params, fake_quantize
@@ -147,6 +146,8 @@ class Units:
     """
 
     def __init__(self, model: Model, ctx: PassContext, per_channel: bool | None = None) -> None:
+        from onnxdrp.passes.quantize_weights import QuantizeWeights
+
         own = PassContext(
             target=ctx.target, ranges=ctx.ranges, kept_float=ctx.kept_float, masks=dict(ctx.masks)
         )

@@ -6,7 +6,7 @@ the difference of two proportions on the same samples (Bonett, Price 2012).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx
 
 from onnxdrp.batches import pieces
 from onnxdrp.errors import DataError, ModelError
+from onnxdrp.jumps import Jump, find_step, what_is_known
 from onnxdrp.observe import BadSample, Tap, observe
 from onnxdrp.observers import Error, ErrorStats, TopAgreement
 from onnxdrp.report import text_table
@@ -47,11 +48,30 @@ class Comparison:
         top1_agreement: share of samples with the same largest class, for the first output that has
             classes; None if no output has.
         layers: (node name, operator, tensor name, its error) in graph order, if asked for.
+        step: where the error jumps first, or, without a jump, grows most; None if layers were not
+            compared, or no error of theirs reaches an output.
     """
 
     outputs: dict[str, ErrorStats]
     top1_agreement: float | None
     layers: list[tuple[str, str, str, ErrorStats]] = field(default_factory=list)
+    step: Jump | None = None
+
+    @property
+    def first_jump(self) -> Jump | None:
+        """The first layer where the error jumps (onnxdrp.jumps), if one does."""
+        return self.step if self.step is not None and self.step.is_jump else None
+
+    @property
+    def verdict(self) -> str:
+        """Where the error comes from, in words; "" if layers were not compared."""
+        if not self.layers:
+            return ""
+        if self.step is None:
+            return "no layer makes an error that reaches an output"
+        if self.step.is_jump:
+            return str(self.step)
+        return f"no jump: the error grows step by step; at most where {self.step}"
 
     @property
     def sqnr_db(self) -> float:
@@ -61,7 +81,9 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """The keys of `compare --json`: the worst figures over outputs, then each of them."""
         errors = self.outputs.values()
-        return {
+        jump = None if self.first_jump is None else self.first_jump.as_dict()
+        said = {"first_jump": jump, "verdict": self.verdict} if self.layers else {}
+        return said | {
             "sqnr_db": _finite(self.sqnr_db),
             "max_abs_error": max((e.max_abs_error for e in errors), default=0.0),
             "cosine": min((e.cosine for e in errors), default=1.0),
@@ -76,10 +98,10 @@ class Comparison:
     def __str__(self) -> str:
         rows = [("output", "", name, *_cells(e)) for name, e in self.outputs.items()]
         rows = [(node, op, tensor, *_cells(e)) for node, op, tensor, e in self.layers] + rows
-        table = text_table(("node", "op", "tensor", "SQNR dB", "cosine", "max |error|"), rows)
-        if self.top1_agreement is None:
-            return table
-        return f"{table}\n\ntop-1 agreement: {100 * self.top1_agreement:.2f} %"
+        parts = [text_table(("node", "op", "tensor", "SQNR dB", "cosine", "max |error|"), rows)]
+        if self.top1_agreement is not None:
+            parts.append(f"top-1 agreement: {100 * self.top1_agreement:.2f} %")
+        return "\n\n".join([*parts, self.verdict] if self.verdict else parts)
 
     __repr__ = __str__
 
@@ -116,7 +138,8 @@ def compare_models(
         a: the reference, mostly the float model.
         b: the other; outputs and tensors correspond by name.
         reader: the data; labels are not needed.
-        layers: also compare every tensor that both models compute, streamed.
+        layers: also compare every tensor that both models compute, streamed, and say where the
+            error jumps; if it does, the reference runs over the data once more.
         memory_limit: bytes of tapped tensors held at a time.
         on_bad: told of each sample that gives NaN or infinity, which is left out; None: an error.
         progress: called with (samples done, samples in all or None).
@@ -146,11 +169,12 @@ def compare_models(
     results = observe(
         models, reader, taps, memory_limit=memory_limit, on_bad=on_bad, progress=progress
     )
-    return Comparison(
-        {o.name: results["error", o.name] for o in common},
-        results.get(("top1", "")),
-        [(node, op, t, results["layer", t]) for node, op, t in inner],
-    )
+    outputs = {o.name: results["error", o.name] for o in common}
+    table = [(node, op, t, results["layer", t]) for node, op, t in inner]
+    step = find_step(a, outputs | {t: error for _, _, t, error in table}) if inner else None
+    if step is not None and step.is_jump:
+        step = replace(step, reasons=what_is_known(step, a, b, reader, on_bad))
+    return Comparison(outputs, results.get(("top1", "")), table, step)
 
 
 def has_classes(info: "TensorInfo") -> bool:

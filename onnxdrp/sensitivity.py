@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     from onnxdrp.quantization import Range
     from onnxdrp.targets import Target
 
-__all__ = ["Sensitivity", "UnitSensitivity", "few", "load_sensitivity", "quantization_sensitivity"]
+__all__ = [
+    "Sensitivity",
+    "UnitSensitivity",
+    "few",
+    "load_sensitivity",
+    "noise_power",
+    "quantization_sensitivity",
+]
 
 _FORMAT, _VERSION = "onnxdrp-sensitivity", 1
 _HEAD = ("node", "op", "SQNR dB", "weights dB", "output dB", "MACs", "share %")
@@ -51,6 +58,7 @@ class UnitSensitivity:
         name: of its first node.
         op: its operator.
         nodes: the names of all its nodes.
+        inputs: the tensors that it reads rounded.
         output: the tensor that it gives.
         macs: multiply-adds for one image; 0 of an elementwise operator, None where unknown.
         share: of all multiply-adds of the model, in [0, 1].
@@ -64,6 +72,7 @@ class UnitSensitivity:
     name: str
     op: str
     nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
     output: str
     macs: int | None
     share: float
@@ -75,7 +84,12 @@ class UnitSensitivity:
     @property
     def damage(self) -> float:
         """Noise power over signal power at the worst output."""
-        return float(10 ** (-self.sqnr_db / 10))
+        return noise_power(self.sqnr_db)
+
+
+def noise_power(decibels: float | None) -> float:
+    """Noise over signal of an SQNR; 0 of None."""
+    return 0.0 if decibels is None else float(10 ** (-decibels / 10))
 
 
 @dataclass
@@ -164,10 +178,11 @@ def load_sensitivity(path: str | Path) -> Sensitivity:
 def _unit(row: dict[str, Any]) -> UnitSensitivity:
     decibels = {k: v if v is None else float(v) for k, v in row.items() if k.endswith("_db")}
     outputs = {name: float(v) for name, v in row["outputs"].items()}
+    names = {key: tuple(row[key]) for key in ("nodes", "inputs")}
     known = {f.name for f in fields(UnitSensitivity)}
     if row.keys() != known:
         raise OptionError(f"a unit has {sorted(row.keys() ^ known)}")
-    return UnitSensitivity(**{**row, "nodes": tuple(row["nodes"]), "outputs": outputs, **decibels})
+    return UnitSensitivity(**{**row, **names, "outputs": outputs, **decibels})
 
 
 def few(reader: "DataReader", samples: int, seed: int = 0) -> "DataReader":
@@ -318,6 +333,7 @@ class _Sweep:
             name=unit.name,
             op=unit.op,
             nodes=unit.nodes,
+            inputs=tuple(unit.rounded_inputs),
             output=unit.output,
             macs=macs,
             share=(macs or 0) / self.total if self.total else 0.0,

@@ -1,19 +1,19 @@
 """Leave the cheapest set of layers float with which the quantized model reaches a goal.
 
-    1. Sensitivity (onnxdrp.sensitivity) says what each unit does to the outputs when quantized alone.
-    2. Units are ranked by noise power over cost. Cost is multiply-adds; of an elementwise operator,
-       the values it gives. Those that together make under a twentieth of the noise that the goal
-       allows come last: to leave them float would cost and gain nothing.
-    3. Noise nearly adds up, so more units left float is less noise: the shortest prefix of the
-       ranking that reaches the goal is found by bisection.
-    4. Of that, units are given back, the dearest first, as long as the goal is still reached.
+    1. Sensitivity (onnxdrp.sensitivity) says what weights and output of each unit alone do to the
+       outputs of the model.
+    2. Noise nearly adds up, so for a budget of noise it is known which units to quantize that most
+       is saved (onnxdrp.noise_budget); the others stay float. Cost is multiply-adds; of an
+       elementwise operator, the values it gives.
+    3. The largest budget with which the goal is reached is found by bisection.
+    4. Then units are given back, those of most cost per noise first, while the goal is reached.
 
 Each trial quantizes the whole model and runs it on the same samples. Elementwise operators between
 float layers follow by themselves (onnxdrp.plan). Fills ctx.kept_float; the model is not touched.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -22,21 +22,29 @@ import numpy as np
 from onnxdrp.errors import CheckError, DataError, ModelError, OptionError
 from onnxdrp.layers import layers
 from onnxdrp.model import Model
+from onnxdrp.noise_budget import Item, noise_with, quantized_within
 from onnxdrp.parameters import activation_parameters
 from onnxdrp.passes.insert_qdq import InsertQdq
 from onnxdrp.passes.quantize_weights import QuantizeWeights
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Plan, make_plan
 from onnxdrp.quantization import Range, qlimits
-from onnxdrp.sensitivity import Sensitivity, UnitSensitivity, few, quantization_sensitivity
+from onnxdrp.sensitivity import (
+    Sensitivity,
+    UnitSensitivity,
+    few,
+    noise_power,
+    quantization_sensitivity,
+)
 from onnxdrp.targets import Target
 from onnxdrp.trials import Trials
 
 __all__ = ["KeepFloat"]
 
 _RANKED = 16  # samples that units are ranked by; trials count, and have more
-_NEGLIGIBLE = 0.05  # of the noise that the goal allows
-_FEW_POINTS = 1e-3  # of the noise there is, where the goal is in points
+_WIDER = 4.0  # times: steps of the budget until the goal is between two of them
+_LEAST = 1e-9  # of the noise there is
+_BISECTIONS = 5  # to 4 % of the budget
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class KeepFloat(Pass):
             raise ModelError("the weights are quantized already; run keep-float before that")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
-        """Rank, bisect, give back. Raises CheckError if the goal needs all layers float."""
+        """Measure, bisect, give back. Raises CheckError if the goal needs all layers float."""
         assert ctx.reader is not None  # see requires
         trials = Trials(model, few(ctx.reader, self.samples, ctx.seed))
         search = _Search(self, model, ctx, trials)
@@ -162,6 +170,7 @@ class _Search:
         plan = make_plan(self.model, self.ctx.target, self.ctx.kept_float)
         self.ranges = _all_ranges(self.model, plan, self.ctx)
         found = layers(self.model)
+        self._kinds = plan.nodes
         self._macs = {x.name: x.baseline_mac or 0 for x in found if x.name in plan.nodes}
 
     @property
@@ -193,25 +202,79 @@ class _Search:
 
     def find(self, found: Sensitivity) -> tuple[list[UnitSensitivity], float]:
         """The set, and what is reached with it."""
-        ranked = self._ranked(found)
-        low, high = 0, len(ranked)  # with so many float: not reached, reached
-        best = math.inf if self.step.min_sqnr is not None else 0.0
-        missed = ""
-        while high - low > 1:
-            middle = (low + high) // 2
-            reading = self.reading(ranked[:middle])
-            if self.reached(reading):
-                high, best = middle, reading
+        items, noise = self._noise(found)
+        total = sum(item.own for item in items) + sum(noise.values())
+        best: tuple[list[UnitSensitivity], float] | None = None
+        short: tuple[int, float] | None = None  # of the dearest set that does not reach the goal
+        tried: dict[frozenset[str], bool] = {}
+
+        def try_budget(budget: float) -> bool:
+            nonlocal best, short
+            quantized = quantized_within(items, noise, budget)
+            kept = [unit for unit in found.units if unit.name not in quantized]
+            key = frozenset(quantized)
+            if key not in tried:
+                reading = self.reading(kept)
+                tried[key] = self.reached(reading)
+                if not tried[key]:
+                    short = max(short or (0, 0.0), (len(kept), reading))
+                elif best is None or self._total(kept) <= self._total(best[0]):
+                    best = kept, reading
+            return tried[key]
+
+        low, high = 0.0, total
+        budget = total / 10 if self.step.min_sqnr is None else noise_power(self.step.min_sqnr)
+        while low == 0 and budget > total * _LEAST:
+            if try_budget(min(budget, total)):
+                low = budget
             else:
-                low, missed = middle, f"; with {middle} of them float it is {reading:.2f}"
-        chosen, best = self._given_back(ranked[:high], best)
-        if len(chosen) == len(ranked) or self.float_share(chosen) == 1:
-            raise CheckError(
-                f"the goal {self._goal()} is reached only with all {len(ranked)} layers float"
-                f"{missed}; ask for less, or mend the ranges or the model first (onnxdrp compare "
-                "--layers says where the error jumps)"
-            )
-        return chosen, best
+                high, budget = budget, budget / _WIDER
+        while high == total and low * _WIDER < total:
+            if try_budget(low * _WIDER):
+                low *= _WIDER
+            else:
+                high = low * _WIDER
+        for _ in range(_BISECTIONS if low else 0):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if try_budget(middle) else (low, middle)
+        if best is None or self.float_share(best[0]) == 1:
+            raise CheckError(self._unreachable(len(found.units), short))
+        return self._given_back(*best, items, noise)
+
+    def _unreachable(self, units: int, short: tuple[int, float] | None) -> str:
+        what = f"with {short[0]} of {units} units float it is {short[1]:.2f}; " if short else ""
+        return (
+            f"the goal {self._goal()} is reached only with all layers float; {what}ask for less, or "
+            "look for the layer where the error jumps (onnxdrp compare --layers)"
+        )
+
+    def _noise(self, found: Sensitivity) -> tuple[list[Item], dict[str, float]]:
+        """The units, and the noise of each tensor that they touch.
+
+        A tensor that no unit gives is measured in no row; what a reader's whole row has more than
+        its parts is put down to it.
+        """
+        noise = {unit.output: noise_power(unit.output_db) for unit in found.units}
+        items = []
+        for unit in found.units:
+            inputs = tuple(self._source(name) for name in unit.inputs)
+            own = noise_power(unit.weights_db)
+            known = own + sum(noise.get(t, 0.0) for t in {*inputs, unit.output})
+            unknown = [t for t in inputs if t not in noise]
+            for tensor in unknown:
+                noise[tensor] = max(0.0, unit.damage - known) / len(unknown)
+            items.append(Item(unit.name, self.cost(unit), own, (*inputs, unit.output)))
+        return items, noise
+
+    def _source(self, name: str) -> str:
+        """The tensor whose values these are: nodes between that keep parameters round nothing."""
+        tensor = self.model.tensor(name)
+        while tensor.inputs and self._kinds.get(tensor.inputs[0].name) == "same":
+            tensor = tensor.inputs[0].inputs[0]
+        return str(tensor.name)
+
+    def _total(self, kept: Sequence[UnitSensitivity]) -> tuple[float, int]:
+        return sum(unit.macs or 0 for unit in kept), len(kept)
 
     def float_share(self, kept: Sequence[UnitSensitivity]) -> float:
         """The share of multiply-adds left float, of those that would be quantized."""
@@ -228,19 +291,6 @@ class _Search:
             return f"of at most {self.step.max_drop} points of {self.what} lost"
         return f"of {self.step.min_sqnr} dB"
 
-    def _ranked(self, found: Sensitivity) -> list[UnitSensitivity]:
-        """What to leave float, first things first."""
-        damage = [unit.damage for unit in found.units]  # in falling order
-        if self.step.min_sqnr is not None:
-            allowed = _NEGLIGIBLE * 10 ** (-self.step.min_sqnr / 10)
-        else:
-            allowed = _FEW_POINTS * sum(damage)
-        rest = np.cumsum(damage[::-1])[::-1]  # of this unit and all that cost less
-        most = [u for u, left in zip(found.units, rest, strict=True) if left > allowed]
-        others = found.units[len(most) :]
-        by_cost = sorted(most, key=lambda unit: -unit.damage / self.cost(unit))
-        return [*by_cost, *others]
-
     def cost(self, unit: UnitSensitivity) -> float:
         """Multiply-adds; of an elementwise operator, the values it gives."""
         if unit.macs:
@@ -249,11 +299,21 @@ class _Search:
         return float(math.prod(d for d in shape if isinstance(d, int)) or 1)
 
     def _given_back(
-        self, chosen: list[UnitSensitivity], best: float
+        self,
+        chosen: list[UnitSensitivity],
+        best: float,
+        items: Sequence[Item],
+        noise: Mapping[str, float],
     ) -> tuple[list[UnitSensitivity], float]:
-        """Quantize again what is not needed, the dearest first."""
-        for unit in sorted(chosen, key=self.cost, reverse=True)[: self.step.give_back]:
-            fewer = [other for other in chosen if other is not unit]
+        """Quantize again what is not needed, most cost for least noise first."""
+        kept = {unit.name for unit in chosen}
+        rounded = {t for item in items if item.name not in kept for t in item.tensors}
+        order = sorted(
+            (item for item in items if item.name in kept),
+            key=lambda item: -item.cost / max(noise_with(item, noise, rounded), 1e-30),
+        )
+        for item in order[: self.step.give_back]:
+            fewer = [unit for unit in chosen if unit.name != item.name]
             reading = self.reading(fewer)
             if self.reached(reading):
                 chosen, best = fewer, reading

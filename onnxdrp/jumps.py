@@ -1,0 +1,269 @@
+"""The first layer where the error between two models jumps, and what is known of that layer.
+
+For every compared tensor t, made from compared tensors or graph inputs I(t):
+
+    fall(t) = min(36 dB, SQNR of the worst of I(t)) - max(SQNR(t), SQNR of the worst output behind t)
+
+So an error that does not reach an output counts nothing, and one that later layers make smaller
+counts by what is left of it; above 36 dB 8-bit tensors differ by chance. Where a fall is 8 dB or
+more the error jumps. The first such tensor whose fall is at least half the largest is named: what
+comes after it often falls because of it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_graphsurgeon as gs
+
+from onnxdrp.dataflow import ordered
+from onnxdrp.fidelity import ErrorStats
+from onnxdrp.model import reads
+from onnxdrp.observe import BadSample, Tap, observe
+from onnxdrp.observers import Histogram
+from onnxdrp.operators import weight_use
+from onnxdrp.quantization import QuantParams, Range, dequantize
+
+if TYPE_CHECKING:
+    from onnxdrp.datareaders import DataReader
+    from onnxdrp.model import Model
+
+__all__ = ["Jump", "find_step", "what_is_known"]
+
+Array = npt.NDArray[Any]
+
+_FINE = 36.0  # dB
+_JUMP = 8.0  # dB
+_SPREAD = 16.0  # times: 4 of 8 bits are lost to the smallest channel
+_OUTLYING = 8.0  # times
+_POOR = 25.0  # dB of rounded weights; 8 bits by tensor are seldom below 30
+_CLIPPED = 1e-3  # share of the values
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Jump:
+    """Where SQNR falls.
+
+    Attributes:
+        name: of the node: the layer with weights among those that make `tensor`, else the last.
+        op: its operator.
+        tensor: the compared tensor.
+        before_db: SQNR of the worst tensor that it is made from; inf without error.
+        after_db: of `tensor`.
+        fall_db: see above.
+        place: its number among the compared tensors, from 1.
+        of: how many there are.
+        reasons: what is known of it, in words.
+    """
+
+    name: str
+    op: str
+    tensor: str
+    before_db: float
+    after_db: float
+    fall_db: float
+    place: int
+    of: int
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def is_jump(self) -> bool:
+        """Whether it is more than the error's usual growth."""
+        return self.fall_db >= _JUMP
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        found = asdict(self) | {"reasons": list(self.reasons)}
+        return {k: None if v in (math.inf, -math.inf) else v for k, v in found.items()}
+
+    def __str__(self) -> str:
+        fallen = f"from {self.before_db:.1f} to" if math.isfinite(self.before_db) else "at once to"
+        where = f"at {self.op} {self.name!r} ({self.place} of {self.of})"
+        why = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        return f"SQNR falls {fallen} {self.after_db:.1f} dB {where}{why}"
+
+
+def find_step(model: "Model", errors: Mapping[str, ErrorStats]) -> Jump | None:
+    """The first jump; without one, the largest fall; None if nothing falls or is compared.
+
+    Args:
+        model: the reference.
+        errors: {tensor: its error}, of all that were compared, outputs among them.
+    """
+    nodes = ordered(model.nodes())
+    outputs = {o.name for o in model.outputs}
+    before, made = _before(model, nodes, errors)
+    behind = _behind(nodes, errors, outputs)
+    falls = {
+        t: min(before[t], _FINE) - max(errors[t].sqnr_db, behind.get(t, math.inf)) for t in before
+    }
+    largest = max(falls.values(), default=0.0)
+    if largest <= 0:
+        return None
+    least = max(_JUMP, largest / 2) if largest >= _JUMP else largest
+    places = list(before)
+    tensor = next(t for t in places if falls[t] >= least)
+    node = _blamed(made[tensor])
+    return Jump(
+        node.name,
+        node.op,
+        tensor,
+        before[tensor],
+        errors[tensor].sqnr_db,
+        falls[tensor],
+        places.index(tensor) + 1,
+        len(places),
+    )
+
+
+def _before(
+    model: "Model", nodes: Sequence[gs.Node], errors: Mapping[str, ErrorStats]
+) -> tuple[dict[str, float], dict[str, list[gs.Node]]]:
+    """For each compared tensor SQNR of the worst it is made from, and the nodes between."""
+    worst = {info.name: math.inf for info in model.inputs}
+    between: dict[str, list[gs.Node]] = {}
+    before: dict[str, float] = {}
+    made: dict[str, list[gs.Node]] = {}
+    for node in nodes:
+        sources = [t.name for t in reads(node) if t.name in worst]
+        low = min((worst[name] for name in sources), default=math.inf)
+        inside = [n for name in sources for n in between.get(name, [])] + [node]
+        for name in (t.name for t in node.outputs if t.name):
+            if name in errors:
+                before[name], made[name] = low, inside
+                worst[name] = errors[name].sqnr_db
+            else:
+                worst[name], between[name] = low, inside[-8:]  # long chains are of no interest
+    return before, made
+
+
+def _behind(
+    nodes: Sequence[gs.Node], errors: Mapping[str, ErrorStats], outputs: set[str]
+) -> dict[str, float]:
+    """{tensor: SQNR of the worst output that is made from it}."""
+    behind = {name: errors[name].sqnr_db for name in outputs if name in errors}
+    for node in reversed(nodes):
+        found = [behind[t.name] for t in node.outputs if t.name in behind]
+        for tensor in reads(node):
+            behind[tensor.name] = min([behind.get(tensor.name, math.inf), *found])
+    return behind
+
+
+def _blamed(nodes: Sequence[gs.Node]) -> gs.Node:
+    return next((node for node in reversed(nodes) if node.op in _LAYERS), nodes[-1])
+
+
+def what_is_known(
+    jump: Jump,
+    a: "Model",
+    b: "Model",
+    reader: "DataReader",
+    on_bad: Callable[[BadSample], None] | None = None,
+) -> tuple[str, ...]:
+    """What could make the error, in words: weights, their spread, the values of the output.
+
+    Runs the reference over the data once more, for this tensor alone.
+
+    Args:
+        jump: where.
+        a: the reference.
+        b: the other model.
+        reader: the data.
+        on_bad: told of samples that are left out; None: an error.
+    """
+    seen: Histogram = observe(a, reader, {"": Tap(jump.tensor, Histogram())}, on_bad=on_bad)[""]
+    return (*_weights(jump, a, b), *_values(seen, _interval(b, jump.tensor)))
+
+
+def _weights(jump: Jump, a: "Model", b: "Model") -> list[str]:
+    nodes = {node.name: node for node in b.nodes()}
+    mine, other = a.node(jump.name), nodes.get(jump.name)
+    use = weight_use(a, mine) if mine.op in _LAYERS else None
+    if use is None or other is None or len(other.inputs) <= use.weight:
+        return []
+    weight = a.constant(mine.inputs[use.weight])
+    rounded, by_tensor = _stored(b, other.inputs[use.weight])
+    if weight is None or rounded is None or rounded.shape != weight.shape:
+        return []
+    found = []
+    wide = weight.astype(np.float64)
+    noise, signal = float(((wide - rounded) ** 2).sum()), float((wide**2).sum())
+    decibels = 10 * math.log10(signal / noise) if noise and signal else math.inf
+    if decibels < _POOR:
+        found.append(f"its weights are {decibels:.1f} dB from those of the reference")
+    if by_tensor and use.axis is not None:
+        others = tuple(i for i in range(weight.ndim) if i != use.axis)
+        size = np.abs(wide).max(axis=others)
+        usual = float(np.median(size))
+        if size.max() >= _SPREAD * usual > 0:
+            found.append(
+                f"the largest channel of its weight is {size.max() / usual:,.0f} times the median "
+                "one, and all share one scale"
+            )
+    return found
+
+
+def _stored(model: "Model", tensor: gs.Tensor) -> tuple[Array | None, bool]:
+    """The values of a weight, dequantized; and whether all have one scale."""
+    values = model.constant(tensor)
+    if values is not None or not tensor.inputs or tensor.inputs[0].op != "DequantizeLinear":
+        return values, False
+    node = tensor.inputs[0]
+    codes = model.constant(node.inputs[0])
+    params = _params(model, node)
+    if codes is None or params is None or codes.dtype.name != params.dtype:
+        return None, False
+    return dequantize(codes, params), params.axis is None
+
+
+def _params(model: "Model", node: gs.Node) -> QuantParams | None:
+    """Of a QuantizeLinear or DequantizeLinear; None where they are computed or by blocks."""
+    if len(node.inputs) < 3 or not node.inputs[2].name:
+        return None
+    scale, zero = (model.constant(t) for t in node.inputs[1:3])
+    if scale is None or zero is None or scale.ndim > 1 or scale.dtype != np.float32:
+        return None
+    if zero.dtype.name not in ("int8", "uint8", "int32"):
+        return None
+    axis = node.attrs.get("axis", 1) if scale.ndim else None
+    return QuantParams(scale, zero, zero.dtype.name, axis)
+
+
+def _interval(model: "Model", tensor: str) -> Range | None:
+    """What a tensor is quantized to can represent; None if it is not quantized."""
+    for node in model.nodes("QuantizeLinear"):
+        into = node.inputs[0].name == tensor
+        out = any(t.name == tensor for q in node.outputs[0].outputs for t in q.outputs)
+        params = _params(model, node) if into or out else None
+        if params is not None and params.axis is None:
+            return params.interval
+    return None
+
+
+def _values(seen: Histogram, interval: Range | None) -> list[str]:
+    """What is odd about the values, or just where they lie."""
+    low, high = seen.extremes.low, seen.extremes.high
+    if not seen.extremes.count:
+        return []
+    text = f"its output ranges over {low:.3g}..{high:.3g}"
+    most = seen.percentile(98, "two")
+    peak, usual = max(-low, high), max(-most.low, most.high)
+    if usual > 0 and peak >= _OUTLYING * usual:
+        text += f", but 98 % of the values lie in {most.low:.3g}..{most.high:.3g}"
+    found = [text]
+    if interval is None:
+        return found
+    can = f"{interval.low:.3g}..{interval.high:.3g}"
+    middles = (seen.edges[:-1] + seen.edges[1:]) / 2
+    outside = seen.counts[(middles < interval.low) | (middles > interval.high)].sum()
+    share = float(outside) / seen.extremes.count
+    span = max(-interval.low, interval.high)
+    if share >= _CLIPPED:
+        found.append(f"{100 * share:.2g} % of them lie outside of the {can} that it can represent")
+    elif peak > 0 and span >= _OUTLYING * peak:
+        found.append(f"its scale is made for {can}")
+    return found

@@ -2,7 +2,7 @@
 
 For every compared tensor t, made from compared tensors or graph inputs I(t):
 
-    fall(t) = min(36 dB, SQNR of the worst of I(t)) - max(SQNR(t), SQNR of the worst output behind t)
+    fall(t) = min(36 dB, worst SQNR of I(t)) - max(SQNR(t), worst SQNR of the outputs behind t)
 
 So an error that does not reach an output counts nothing, and one that later layers make smaller
 counts by what is left of it; above 36 dB 8-bit tensors differ by chance. Where a fall is 8 dB or
@@ -13,7 +13,7 @@ comes after it often falls because of it.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,11 @@ import onnx_graphsurgeon as gs
 from onnxdrp.dataflow import ordered
 from onnxdrp.fidelity import ErrorStats
 from onnxdrp.model import reads
+from onnxdrp.moments import ChannelMoments
 from onnxdrp.observe import BadSample, Tap, observe
 from onnxdrp.observers import Histogram
-from onnxdrp.operators import weight_use
-from onnxdrp.quantization import QuantParams, Range, dequantize
+from onnxdrp.operators import WeightUse, weight_use
+from onnxdrp.quantization import DType, QuantParams, Range, dequantize
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -175,15 +176,34 @@ def what_is_known(
         reader: the data.
         on_bad: told of samples that are left out; None: an error.
     """
-    seen: Histogram = observe(a, reader, {"": Tap(jump.tensor, Histogram())}, on_bad=on_bad)[""]
-    return (*_weights(jump, a, b), *_values(seen, _interval(b, jump.tensor)))
+    node = a.node(jump.name)
+    use = weight_use(a, node) if node.op in _LAYERS else None
+    data = "" if use is None else str(node.inputs[use.data].name)
+    taps: dict[str, Tap] = {"output": Tap(jump.tensor, Histogram())}
+    if data and _interval(b, data) is not None:
+        axis = 1 if node.op in ("Conv", "ConvTranspose") else -1
+        taps["input"] = Tap(data, ChannelMoments(axis))
+    seen = observe(a, reader, taps, on_bad=on_bad)
+    found = _weights(a, b, use) if use is not None else []
+    if "input" in taps:
+        size = np.sqrt(seen["input"].variance + seen["input"].mean ** 2)
+        found += _spread(size, f"its input {data!r}")
+    return (*found, *_values(seen["output"], _interval(b, jump.tensor)))
 
 
-def _weights(jump: Jump, a: "Model", b: "Model") -> list[str]:
+def _spread(sizes: Array, of: str) -> list[str]:
+    """Whether the largest channel is so much larger than others that these have few steps."""
+    usual = float(np.median(sizes))
+    if not sizes.max() >= _SPREAD * usual > 0:
+        return []
+    times = f"{sizes.max() / usual:,.0f} times the median one"
+    return [f"the largest channel of {of} is {times}, and all share one scale"]
+
+
+def _weights(a: "Model", b: "Model", use: WeightUse) -> list[str]:
     nodes = {node.name: node for node in b.nodes()}
-    mine, other = a.node(jump.name), nodes.get(jump.name)
-    use = weight_use(a, mine) if mine.op in _LAYERS else None
-    if use is None or other is None or len(other.inputs) <= use.weight:
+    mine, other = a.node(use.node), nodes.get(use.node)
+    if other is None or len(other.inputs) <= use.weight:
         return []
     weight = a.constant(mine.inputs[use.weight])
     rounded, by_tensor = _stored(b, other.inputs[use.weight])
@@ -197,13 +217,7 @@ def _weights(jump: Jump, a: "Model", b: "Model") -> list[str]:
         found.append(f"its weights are {decibels:.1f} dB from those of the reference")
     if by_tensor and use.axis is not None:
         others = tuple(i for i in range(weight.ndim) if i != use.axis)
-        size = np.abs(wide).max(axis=others)
-        usual = float(np.median(size))
-        if size.max() >= _SPREAD * usual > 0:
-            found.append(
-                f"the largest channel of its weight is {size.max() / usual:,.0f} times the median "
-                "one, and all share one scale"
-            )
+        found += _spread(np.abs(wide).max(axis=others), "its weight")
     return found
 
 
@@ -227,10 +241,9 @@ def _params(model: "Model", node: gs.Node) -> QuantParams | None:
     scale, zero = (model.constant(t) for t in node.inputs[1:3])
     if scale is None or zero is None or scale.ndim > 1 or scale.dtype != np.float32:
         return None
-    if zero.dtype.name not in ("int8", "uint8", "int32"):
-        return None
+    dtype = next((d for d in get_args(DType) if d == zero.dtype.name), None)
     axis = node.attrs.get("axis", 1) if scale.ndim else None
-    return QuantParams(scale, zero, zero.dtype.name, axis)
+    return None if dtype is None else QuantParams(scale, zero, dtype, axis)
 
 
 def _interval(model: "Model", tensor: str) -> Range | None:

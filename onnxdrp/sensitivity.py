@@ -1,9 +1,9 @@
-"""What quantizing each unit alone costs at the outputs: no labels, some samples, two sweeps' time.
+"""What quantizing each unit alone costs at the outputs, without labels, on some samples.
 
-    SQNR of an output = 10 log10(sum y^2 / sum (y' - y)^2)      y' with one unit quantized, y with none
+    SQNR of an output = 10 log10(sum y^2 / sum (y' - y)^2)       y' with one unit quantized, y float
 
-A unit (onnxdrp.units) is quantized with the parameters that it has in the whole quantized model, so
-ranges that it must share count against it. The float model is walked (onnxdrp.walk) from unit to
+A unit (onnxdrp.units) is quantized with the parameters that it has in the whole quantized model,
+so ranges that it must share count against it. The float model is walked (onnxdrp.walk) from unit to
 unit; at each one its output is replaced by what it is quantized, and what lies behind it runs: on
 average half a model, with one session for each unit. Errors of several units nearly add up in power
 as long as they are small, so damage = 10^(-SQNR / 10) ranks units by what they cost together too.
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +114,10 @@ class Sensitivity:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it; an SQNR without noise is "inf"."""
-        head = {"format": _FORMAT, "version": _VERSION}
-        return head | _named(asdict(self))
+        return {"format": _FORMAT, "version": _VERSION, **_named(asdict(self))}
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON; the file appears whole or not at all. Raises ModelError if it cannot."""
+        """Write it as JSON, whole or not at all. Raises ModelError if it cannot be written."""
         with atomic_write(Path(path)) as file:
             file.write(json.dumps(self.as_dict(), indent=1).encode() + b"\n")
 
@@ -273,7 +272,7 @@ def _identity(model: "Model", reader: "DataReader", options: list[Any]) -> str:
     for batch in reader.batches():
         for name, array in batch.items():
             digest.update(f"{name}{array.shape}{array.dtype}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

@@ -3,7 +3,9 @@
 A unit is a node with its followers, nothing rounded between them (onnxdrp.plan): a layer with its
 activation, an elementwise operator. With parameters as the whole quantized model has them
 
-    whole      y' = Q(f(Q(x); Q(w)))        weights     y' = f(x; Q(w))        output   y' = Q(f(x; w))
+    whole    y' = Q(f(Q(x); Q(w)))
+    weights  y' = f(x; Q(w))
+    output   y' = Q(f(x; w))
 
 where Q rounds to the integers of a tensor's parameters and back, and a bias to int32 of s_in * s_w.
 A node whose outputs keep the parameters of its input rounds nothing itself, and is no unit; unless
@@ -26,8 +28,8 @@ from onnxdrp.pipeline import PassContext
 from onnxdrp.plan import Operand, Plan, make_plan
 from onnxdrp.quantization import QuantParams, bias_params, fake_quantize
 from onnxdrp.session import open_session
-from onnxdrp.targets import Target
 from onnxdrp.taps import run_session
+from onnxdrp.targets import Target
 from onnxdrp.weights import Weights
 
 __all__ = ["Part", "Unit", "Units", "head_nodes"]
@@ -235,4 +237,3 @@ class Units:
             for name, dtype in inputs.items()
         )
         return part
-

@@ -13,7 +13,7 @@ float layers follow by themselves (onnxdrp.plan). Fills ctx.kept_float; the mode
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ import numpy as np
 from onnxdrp.errors import CheckError, DataError, ModelError, OptionError
 from onnxdrp.layers import layers
 from onnxdrp.model import Model
-from onnxdrp.noise_budget import Item, noise_with, quantized_within
+from onnxdrp.noise_budget import NoiseModel, largest_budget
 from onnxdrp.parameters import activation_parameters
 from onnxdrp.passes.insert_qdq import InsertQdq
 from onnxdrp.passes.quantize_weights import QuantizeWeights
@@ -42,9 +42,6 @@ from onnxdrp.trials import Trials
 __all__ = ["KeepFloat"]
 
 _RANKED = 16  # samples that units are ranked by; trials count, and have more
-_WIDER = 4.0  # times: steps of the budget until the goal is between two of them
-_LEAST = 1e-9  # of the noise there is
-_BISECTIONS = 5  # to 4 % of the budget
 
 
 @dataclass(frozen=True)
@@ -135,10 +132,8 @@ class KeepFloat(Pass):
     def _coarse(self, samples: int) -> list[str]:
         if self.max_drop is None or self.max_drop * samples >= 100:
             return []
-        return [
-            f"max_drop {self.max_drop} is less than one of {samples} samples: none may change; "
-            "more samples would tell finer"
-        ]
+        told = f"max_drop {self.max_drop} is less than one of {samples} samples: none may change"
+        return [f"{told}; more samples would tell finer"]
 
 
 def _reason(unit: UnitSensitivity) -> str:
@@ -202,76 +197,37 @@ class _Search:
 
     def find(self, found: Sensitivity) -> tuple[list[UnitSensitivity], float]:
         """The set, and what is reached with it."""
-        items, noise = self._noise(found)
-        total = sum(item.own for item in items) + sum(noise.values())
-        best: tuple[list[UnitSensitivity], float] | None = None
-        short: tuple[int, float] | None = None  # of the dearest set that does not reach the goal
+        known = NoiseModel.of(self.model, found.units, self._kinds)
+        reached: list[tuple[list[UnitSensitivity], float]] = []
+        missed: list[tuple[int, float]] = []
         tried: dict[frozenset[str], bool] = {}
 
-        def try_budget(budget: float) -> bool:
-            nonlocal best, short
-            quantized = quantized_within(items, noise, budget)
-            kept = [unit for unit in found.units if unit.name not in quantized]
-            key = frozenset(quantized)
-            if key not in tried:
+        def reaches(budget: float) -> bool:
+            quantized = frozenset(known.quantized_within(budget))
+            if quantized not in tried:
+                kept = [unit for unit in found.units if unit.name not in quantized]
                 reading = self.reading(kept)
-                tried[key] = self.reached(reading)
-                if not tried[key]:
-                    short = max(short or (0, 0.0), (len(kept), reading))
-                elif best is None or self._total(kept) <= self._total(best[0]):
-                    best = kept, reading
-            return tried[key]
+                tried[quantized] = self.reached(reading)
+                if tried[quantized]:
+                    reached.append((kept, reading))
+                else:
+                    missed.append((len(kept), reading))
+            return tried[quantized]
 
-        low, high = 0.0, total
-        budget = total / 10 if self.step.min_sqnr is None else noise_power(self.step.min_sqnr)
-        while low == 0 and budget > total * _LEAST:
-            if try_budget(min(budget, total)):
-                low = budget
-            else:
-                high, budget = budget, budget / _WIDER
-        while high == total and low * _WIDER < total:
-            if try_budget(low * _WIDER):
-                low *= _WIDER
-            else:
-                high = low * _WIDER
-        for _ in range(_BISECTIONS if low else 0):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if try_budget(middle) else (low, middle)
+        goal = self.step.min_sqnr
+        start = known.total / 10 if goal is None else noise_power(goal)
+        largest_budget(reaches, start, known.total)
+        best = min(reached, key=lambda found: self._total(found[0]), default=None)
         if best is None or self.float_share(best[0]) == 1:
-            raise CheckError(self._unreachable(len(found.units), short))
-        return self._given_back(*best, items, noise)
+            raise CheckError(self._unreachable(len(found.units), max(missed, default=None)))
+        return self._given_back(*best, known)
 
-    def _unreachable(self, units: int, short: tuple[int, float] | None) -> str:
-        what = f"with {short[0]} of {units} units float it is {short[1]:.2f}; " if short else ""
+    def _unreachable(self, units: int, best: tuple[int, float] | None) -> str:
+        what = f"with {best[0]} of {units} units float it is {best[1]:.2f}; " if best else ""
         return (
-            f"the goal {self._goal()} is reached only with all layers float; {what}ask for less, or "
-            "look for the layer where the error jumps (onnxdrp compare --layers)"
+            f"the goal {self._goal()} is reached only with all layers float; {what}"
+            "ask for less, or look where the error jumps (onnxdrp compare --layers)"
         )
-
-    def _noise(self, found: Sensitivity) -> tuple[list[Item], dict[str, float]]:
-        """The units, and the noise of each tensor that they touch.
-
-        A tensor that no unit gives is measured in no row; what a reader's whole row has more than
-        its parts is put down to it.
-        """
-        noise = {unit.output: noise_power(unit.output_db) for unit in found.units}
-        items = []
-        for unit in found.units:
-            inputs = tuple(self._source(name) for name in unit.inputs)
-            own = noise_power(unit.weights_db)
-            known = own + sum(noise.get(t, 0.0) for t in {*inputs, unit.output})
-            unknown = [t for t in inputs if t not in noise]
-            for tensor in unknown:
-                noise[tensor] = max(0.0, unit.damage - known) / len(unknown)
-            items.append(Item(unit.name, self.cost(unit), own, (*inputs, unit.output)))
-        return items, noise
-
-    def _source(self, name: str) -> str:
-        """The tensor whose values these are: nodes between that keep parameters round nothing."""
-        tensor = self.model.tensor(name)
-        while tensor.inputs and self._kinds.get(tensor.inputs[0].name) == "same":
-            tensor = tensor.inputs[0].inputs[0]
-        return str(tensor.name)
 
     def _total(self, kept: Sequence[UnitSensitivity]) -> tuple[float, int]:
         return sum(unit.macs or 0 for unit in kept), len(kept)
@@ -291,29 +247,12 @@ class _Search:
             return f"of at most {self.step.max_drop} points of {self.what} lost"
         return f"of {self.step.min_sqnr} dB"
 
-    def cost(self, unit: UnitSensitivity) -> float:
-        """Multiply-adds; of an elementwise operator, the values it gives."""
-        if unit.macs:
-            return float(unit.macs)
-        shape = self.model.tensor(unit.output).shape or ()
-        return float(math.prod(d for d in shape if isinstance(d, int)) or 1)
-
     def _given_back(
-        self,
-        chosen: list[UnitSensitivity],
-        best: float,
-        items: Sequence[Item],
-        noise: Mapping[str, float],
+        self, chosen: list[UnitSensitivity], best: float, known: NoiseModel
     ) -> tuple[list[UnitSensitivity], float]:
         """Quantize again what is not needed, most cost for least noise first."""
-        kept = {unit.name for unit in chosen}
-        rounded = {t for item in items if item.name not in kept for t in item.tensors}
-        order = sorted(
-            (item for item in items if item.name in kept),
-            key=lambda item: -item.cost / max(noise_with(item, noise, rounded), 1e-30),
-        )
-        for item in order[: self.step.give_back]:
-            fewer = [unit for unit in chosen if unit.name != item.name]
+        for name in known.dearest({unit.name for unit in chosen})[: self.step.give_back]:
+            fewer = [unit for unit in chosen if unit.name != name]
             reading = self.reading(fewer)
             if self.reached(reading):
                 chosen, best = fewer, reading

@@ -39,7 +39,8 @@ def test_the_first_layer_that_differs_is_seen():
     assert by_tensor["h2"].sqnr_db == pytest.approx(40, abs=0.01)  # a hundredth is -40 dB
     assert by_tensor["h2"].cosine == pytest.approx(1, abs=1e-9)
     keys = {"sqnr_db", "max_abs_error", "cosine", "top1_agreement", "outputs", "layers"}
-    assert found.as_dict().keys() == keys
+    assert found.as_dict().keys() == keys | {"first_jump", "verdict"}
+    assert compare_models(a, b, ArrayReader({"x": data()}, a)).as_dict().keys() == keys
     assert "conv2" in str(found)
     assert "top-1 agreement" in str(found)
 

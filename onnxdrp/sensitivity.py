@@ -12,8 +12,9 @@ as long as they are small, so damage = 10^(-SQNR / 10) ranks units by what they 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,15 @@ import numpy as np
 from onnxdrp.batches import static_batch
 from onnxdrp.datareaders.batching import count, split
 from onnxdrp.errors import ModelError, OptionError
+from onnxdrp.executing import available_cores, in_order, own_or_threads
 from onnxdrp.fidelity import Error
 from onnxdrp.files import atomic_write
 from onnxdrp.layers import layers
 from onnxdrp.pipeline import PassContext
 from onnxdrp.report import Text, text_table
 from onnxdrp.segments import Segment, Segments
-from onnxdrp.units import Part, Unit, Units
-from onnxdrp.walk import Stop, walk
+from onnxdrp.units import Part, Runner, Unit, Units
+from onnxdrp.walk import walk
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -45,6 +47,9 @@ __all__ = [
     "noise_power",
     "quantization_sensitivity",
 ]
+
+Feeds = tuple[tuple[int, ...], Mapping[str, Mapping[str, Any]]]  # of a batch, as walk gives them
+Errors = dict[tuple[Part, str], Error]  # by part of a unit and output
 
 _FORMAT, _VERSION = "onnxdrp-sensitivity", 1
 _HEAD = ("node", "op", "SQNR dB", "weights dB", "output dB", "MACs", "share %")
@@ -292,32 +297,53 @@ class _Sweep:
         reader: "DataReader",
         memory_limit: int,
         progress: Callable[[int, int | None], None] | None,
-    ) -> "Any":
+    ) -> Iterator[UnitSensitivity]:
         """Yield what each unit costs, in order."""
         if not units:
             return
         cuts = [tuple(dict.fromkeys((*unit.reads, unit.output))) for unit in units]
-        rest = Segments(self.model, cuts, self.outputs)
+        rest, count = Segments(self.model, cuts, self.outputs), available_cores()
         stops = walk(self.model, reader, cuts, memory_limit=memory_limit, keep=self.outputs)
-        for stop, unit in zip(stops, units, strict=True):
-            suffix = rest.span(stop.index + 1, len(cuts), self.outputs)
-            yield self._row(unit, self._errors(stop, unit, suffix))
-            if progress is not None:
-                progress(stop.samples * (stop.index + 1), stop.samples * len(units))
+        with own_or_threads(None, count) as pool:
+            for stop, unit in zip(stops, units, strict=True):
+                suffix = rest.span(stop.index + 1, len(cuts), self.outputs, threads=1)
+                if not self.wanted:
+                    float_ = partial(self._float, suffix)
+                    self.wanted += in_order(pool, float_, stop.batches(), count + 1)
+                work = partial(self._noisy, unit, unit.runner(), suffix)
+                parts = in_order(pool, work, enumerate(stop.batches()), count + 1)
+                yield self._row(unit, self._merged(unit, parts))
+                if progress is not None:
+                    progress(stop.samples * (stop.index + 1), stop.samples * len(units))
 
-    def _errors(self, stop: Stop, unit: Unit, suffix: Segment) -> dict[Part, dict[str, float]]:
-        """{part: {output: SQNR}} with that part of the unit rounded."""
-        runner = unit.runner()
-        errors = {part: {name: Error() for name in self.outputs} for part in unit.parts}
-        for i, (numbers, feeds) in enumerate(stop.batches()):
-            live, many = feeds[""], len(numbers)
-            if len(self.wanted) <= i:
-                self.wanted.append(self._valid(suffix.run(live), many))
-            for part, sums in errors.items():
-                changed = {**live, unit.output: runner.run(live, part)}
-                for name, value in self._valid(suffix.run(changed), many).items():
-                    sums[name].update(self.wanted[i][name], value)
-        return {p: {n: e.result().sqnr_db for n, e in sums.items()} for p, sums in errors.items()}
+    def _float(self, suffix: Segment, batch: Feeds) -> dict[str, Any]:
+        """The outputs for a batch, with nothing quantized."""
+        numbers, feeds = batch
+        return self._valid(suffix.run(feeds[""]), len(numbers))
+
+    def _noisy(
+        self, unit: Unit, runner: Runner, suffix: Segment, item: tuple[int, Feeds]
+    ) -> Errors:
+        """The errors of a batch with each part of a unit rounded."""
+        i, (numbers, feeds) = item
+        errors: Errors = {}
+        for part in unit.parts:
+            changed = {**feeds[""], unit.output: runner.run(feeds[""], part)}
+            for name, value in self._valid(suffix.run(changed), len(numbers)).items():
+                errors[part, name] = Error()
+                errors[part, name].update(self.wanted[i][name], value)
+        return errors
+
+    def _merged(self, unit: Unit, batches: Iterable[Errors]) -> dict[Part, dict[str, float]]:
+        """{part: {output: SQNR}} over all batches."""
+        sums: Errors = {(part, name): Error() for part in unit.parts for name in self.outputs}
+        for errors in batches:
+            for key, error in errors.items():
+                sums[key].merge(error)
+        return {
+            part: {name: sums[part, name].result().sqnr_db for name in self.outputs}
+            for part in unit.parts
+        }
 
     def _valid(self, values: Mapping[str, Any], samples: int) -> dict[str, Any]:
         """Without the rows that are padding, where the model has a fixed batch."""

@@ -32,7 +32,7 @@ from onnxdrp.taps import run_session
 from onnxdrp.targets import Target
 from onnxdrp.weights import Weights
 
-__all__ = ["Part", "Unit", "Units", "head_nodes"]
+__all__ = ["Part", "Runner", "Unit", "Units", "head_nodes"]
 
 Array = npt.NDArray[Any]
 Part = Literal["whole", "weights", "output"]
@@ -103,7 +103,7 @@ class Runner:
     def __init__(self, unit: Unit) -> None:
         graph = onnx.ModelProto.FromString(unit._graph.SerializeToString())
         self._unit = unit
-        self._session = open_session(graph, Weights(), [unit.output], optimize=False)
+        self._session = open_session(graph, Weights(), [unit.output], optimize=False, threads=1)
 
     def run(self, live: Mapping[str, Array], part: Part) -> Array:
         """Its output with a part rounded.

@@ -159,7 +159,7 @@ def test_outliers_in_the_output_are_told_of():
         f"lie in {known.split('lie in ')[1]}"
     )
     told = [float(v) for v in known.split("lie in ")[1].split("..")]
-    width = 2 * np.abs(values).max() / 4096  # of a bin
+    width = 2 * float(np.abs(values).max()) / 4096  # of a bin
     assert told == pytest.approx([low, high], abs=2 * width)
 
 

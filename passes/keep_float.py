@@ -14,7 +14,7 @@ float layers follow by themselves (onnxdrp.plan). Fills ctx.kept_float; the mode
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -106,12 +106,10 @@ class KeepFloat(Pass):
         }
         if not search.reached(quantized):
             chosen, reached = search.find(self._sensitivity(model, ctx))
-            reasons = {name: _reason(unit) for unit in chosen for name in unit.nodes}
-            ctx.kept_float = make_plan(model, ctx.target, ctx.kept_float | reasons).kept
-            ctx.ranges = search.ranges
             stats["kept"] = {unit.name: _reason(unit) for unit in chosen}
             stats["reached"] = _plain(reached)
             stats["float_share"] = round(search.float_share(chosen), 6)
+            ctx.kept_float, ctx.ranges = search.plan(chosen).kept, search.ranges
         stats["trials"] = search.count
         return PassResult(modified=False, stats=stats)
 
@@ -162,7 +160,7 @@ class _Search:
     count: int = 0
 
     def __post_init__(self) -> None:
-        plan = make_plan(self.model, self.ctx.target, self.ctx.kept_float)
+        plan = self.plan([])
         self.ranges = _all_ranges(self.model, plan, self.ctx)
         found = layers(self.model)
         self._kinds = plan.nodes
@@ -173,13 +171,18 @@ class _Search:
         """What points are of."""
         return "top-1 accuracy" if self.trials.labelled else "top-1 agreement"
 
+    def plan(self, kept: Sequence[UnitSensitivity]) -> Plan:
+        """The plan with these units float."""
+        reasons = {name: _reason(unit) for unit in kept for name in unit.nodes}
+        return make_plan(self.model, self.ctx.target, self.ctx.kept_float | reasons)
+
     def reading(self, kept: Sequence[UnitSensitivity]) -> float:
         """What the quantized model has with these units float."""
         self.count += 1
-        names = {name: "" for unit in kept for name in unit.nodes}
-        reasons = self.ctx.kept_float | dict.fromkeys(names, "kept float")
-        ctx = replace(
-            PassContext(target=self.ctx.target, ranges=self.ranges, kept_float=reasons),
+        ctx = PassContext(
+            target=self.ctx.target,
+            ranges=self.ranges,
+            kept_float=self.plan(kept).kept,
             masks=dict(self.ctx.masks),
         )
         trial = self.model.clone()
@@ -234,12 +237,8 @@ class _Search:
 
     def float_share(self, kept: Sequence[UnitSensitivity]) -> float:
         """The share of multiply-adds left float, of those that would be quantized."""
-        names = {name for unit in kept for name in unit.nodes}
-        plan = make_plan(
-            self.model, self.ctx.target, self.ctx.kept_float | dict.fromkeys(names, "kept float")
-        )
-        total = sum(self._macs.values())
-        left = sum(mac for name, mac in self._macs.items() if name not in plan.nodes)
+        quantized, total = self.plan(kept).nodes, sum(self._macs.values())
+        left = sum(mac for name, mac in self._macs.items() if name not in quantized)
         return left / total if total else 0.0
 
     def _goal(self) -> str:

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from builders import conv_net
+from quantizing import Feeds
+
+import onnxdrp
+from onnxdrp.datareaders import ArrayReader
+from onnxdrp.errors import DataError
+from onnxdrp.evaluation import accuracy, compare_models
+from onnxdrp.model import Model
+from onnxdrp.trials import Trials
+
+
+def data(samples=30, seed=0):
+    return np.random.default_rng(seed).standard_normal((samples, 3, 8, 8)).astype(np.float32)
+
+
+def pair(batch="N"):
+    a = Model.from_proto(conv_net(batch=batch))
+    return a, onnxdrp.quantize(a.clone(), {"x": data(40, 1)}, method="minmax").model
+
+
+@pytest.mark.parametrize("batch", ["N", 4])
+def test_a_trial_says_what_compare_says_of_full_batches_and_of_others(batch):
+    a, b = pair(batch)
+    for samples in (28, 30):
+        reader = ArrayReader({"x": data(samples)}, a, batch=7)
+        found, trials = compare_models(a, b, reader), Trials(a, reader)
+        assert trials.samples == samples
+        assert 10 < trials.sqnr_db(b) == pytest.approx(found.sqnr_db, abs=0.02)
+        assert trials.drop(b) == pytest.approx(100 * (1 - found.top1_agreement))
+        assert trials.sqnr_db(a) == np.inf
+        assert trials.drop(a) == 0
+
+
+def test_with_labels_the_drop_is_of_accuracy():
+    a, b = pair()
+    y = np.random.default_rng(2).integers(0, 10, 30)
+    x = data()
+    y[:20] = a.session().run(None, {"x": x})[0][:20].argmax(1)
+    reader = ArrayReader({"x": x, "y": y}, a)
+    want = accuracy(a, reader).top1.mean() - accuracy(b, reader).top1.mean()
+    assert Trials(a, reader).drop(b) == pytest.approx(100 * want)
+    worse = a.clone()
+    worse.set_weight("fc.weight", -a.weight("fc.weight"))
+    assert Trials(a, reader).drop(worse) > 50
+
+
+def test_no_samples_are_refused():
+    a, _ = pair()
+    with pytest.raises(DataError, match="no samples"):
+        Trials(a, Feeds())

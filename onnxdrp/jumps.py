@@ -38,9 +38,9 @@ Array = npt.NDArray[Any]
 
 _FINE = 36.0  # dB
 _JUMP = 8.0  # dB
-_SPREAD = 16.0  # times: 4 of 8 bits are lost to the smallest channel
+_SPREAD = 8.0  # times: the median channel loses 3 of 8 bits
 _OUTLYING = 8.0  # times
-_POOR = 25.0  # dB of rounded weights; 8 bits by tensor are seldom below 30
+_POOR = 32.0  # dB of rounded weights; 8 bits give about 40
 _CLIPPED = 1e-3  # share of the values
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnxdrp.api import prune as prune
     from onnxdrp.api import quantize as quantize
     from onnxdrp.api import run as run
+    from onnxdrp.api import sensitivity as sensitivity
     from onnxdrp.datareaders import DataReader as DataReader
     from onnxdrp.datareaders import NCHWDataReader as NCHWDataReader
     from onnxdrp.datareaders import NHWCDataReader as NHWCDataReader
@@ -50,6 +51,7 @@ _HOMES = {
         "prune",
         "quantize",
         "run",
+        "sensitivity",
     ),
     "onnxdrp.datareaders": ("DataReader", "NCHWDataReader", "NHWCDataReader", "open_reader"),
     "onnxdrp.model": ("Model", "load"),

@@ -40,6 +40,7 @@ __all__ = [
     "prune",
     "quantize",
     "run",
+    "sensitivity",
 ]
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class _Job:
             seed=self.seed,
         )
         report.masks, report.ranges = ctx.masks, ctx.calibration
+        report.sensitivity = ctx.sensitivity
         report.warnings += self.warnings
         for record in report.records:
             found = record.stats.get("warnings", ())
@@ -569,6 +571,110 @@ def _quantized(
         keep_float={"min_sqnr": min_sqnr, "max_drop": max_drop},
         **options,
     )
+
+
+def sensitivity(
+    model: "Model | Path_",
+    calib: Any,
+    *,
+    of: Literal["quant"] = "quant",
+    samples: int = 16,
+    file: Path_ | None = None,
+    target: "str | Path | Target" = "generic",
+    method: "Method | None" = None,
+    percentile: float | None = None,
+    tails: Tails | None = None,
+    sigmas: float | None = None,
+    per_channel: bool | None = None,
+    exclude: Iterable[str] = (),
+    exclude_subgraph: Iterable[str] = (),
+    exclude_patterns: Path_ | None = None,
+    exclude_tail: "TailMode | None" = None,
+    activation_zeropoint: bool = False,
+    opset: int | None = None,
+    equalize: bool = False,
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    outputs: Iterable[str] | None = None,
+    skip_bad_samples: bool = False,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+    executor: "Executor | None" = None,
+    checkpoint: Path_ | None = None,
+    seed: int = 0,
+    skip_preprocess: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> Report:
+    """What quantizing each layer and operator alone costs at the outputs, in dB; without labels.
+
+    The model is preprocessed and calibrated first, as `quantize` does it.
+
+    Args:
+        model: a Model, which is not changed, or the path of one.
+        calib: as for `quantize`; all of it is calibrated on.
+        of: quant; there is nothing else yet.
+        samples: how many of the data the units are measured on, spread over it.
+        file: a JSON file that is written as the work goes on, and gone on from if it is there.
+        target: as for `quantize`.
+        method: as for `quantize`.
+        percentile: as for `quantize`.
+        tails: as for `quantize`.
+        sigmas: as for `quantize`.
+        per_channel: as for `quantize`.
+        exclude: as for `quantize`.
+        exclude_subgraph: as for `quantize`.
+        exclude_patterns: as for `quantize`.
+        exclude_tail: as for `quantize`.
+        activation_zeropoint: as for `quantize`.
+        opset: as for `quantize`.
+        equalize: as for `quantize`.
+        input_shape: {input name: static shape}.
+        outputs: names of tensors that become the graph's outputs.
+        skip_bad_samples: as for `quantize`; of the calibration.
+        memory_limit: as for `quantize`; of the calibration.
+        workers: as for `quantize`.
+        executor: as for `quantize`.
+        checkpoint: as for `quantize`.
+        seed: of everything random.
+        skip_preprocess: leave the graph as it is.
+        instruments: see `onnxdrp.instruments`.
+
+    Returns:
+        The report: `report.sensitivity` can be shown and saved.
+
+    Raises:
+        OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
+    """
+    from onnxdrp import chains
+    from onnxdrp.passes import MeasureSensitivity
+
+    if of != "quant":
+        raise OptionError(f"of {of!r}: there is quant")
+    _need(calib, ())
+    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
+    steps += chains.calibration(
+        per_channel=per_channel,
+        opset=opset,
+        equalize=equalize,
+        **_measuring(method, percentile, tails, sigmas, skip_bad_samples, memory_limit),
+        **_leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail),
+    )
+    steps.append(MeasureSensitivity(samples, per_channel, "" if file is None else str(file)))
+    job = _job(
+        load(model).clone(),
+        calib,
+        None,
+        target,
+        seed,
+        instruments,
+        hold_out=False,
+        activation_zeropoint=activation_zeropoint,
+        reshaped=bool(input_shape),
+        skip_bad_samples=skip_bad_samples,
+        checkpoint=checkpoint,
+        executor=executor,
+        workers=workers,
+    )
+    return job.run(steps)
 
 
 def explain(

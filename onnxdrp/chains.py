@@ -83,7 +83,7 @@ def quantization(
     grid = _given({"per_channel": per_channel, "reduce_range": reduce_range})
     steps = calibration(per_channel=per_channel, **calibrating)
     if goal := _given(keep_float):
-        steps.append(p.KeepFloat(**goal))
+        steps.append(p.KeepFloat(**goal, per_channel=per_channel))
     if rounding == "nearest" and weight_bits not in (None, 8):
         raise OptionError(f"{weight_bits}-bit weights need second-order rounding, so data")
     if rounding == "nearest":

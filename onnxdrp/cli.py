@@ -284,7 +284,9 @@ def _open(
     return open_reader(data, model, **single, **more)
 
 
-def _check_outputs(model: str, output: str, report_file: str | None, *more: str | None) -> None:
+def _check_outputs(
+    model: str, output: str | None, report_file: str | None, *more: str | None
+) -> None:
     for path in filter(None, (output, report_file, *more)):
         check_output(path, model)
     if report_file is not None and not str(report_file).endswith(".json"):
@@ -350,7 +352,7 @@ def _transform(verb: str, model: str, options: dict[str, Any]) -> None:
     _finish(report, model, output, report_file, as_json)
 
 
-def _run(verb: str, model: str, output: str, options: dict[str, Any]) -> "Report":
+def _run(verb: str, model: str, output: str | None, options: dict[str, Any]) -> "Report":
     """The report of a verb of `onnxdrp.api`, whose words the options are."""
     from onnxdrp import api
     from onnxdrp.instruments import Progress
@@ -374,7 +376,7 @@ def _run(verb: str, model: str, output: str, options: dict[str, Any]) -> "Report
     options = {k: v for k, v in options.items() if v is not None or k == "calib"}
     measures = options.get("calib") is not None and "skip_bad_samples" in options
     try:
-        with _checkpoint(output) if measures else nullcontext() as checkpoint:
+        with _checkpoint(output) if measures and output else nullcontext() as checkpoint:
             if checkpoint is not None:
                 options["checkpoint"] = checkpoint
             report: Report = getattr(api, verb)(loaded, instruments=watching, **options)
@@ -561,6 +563,40 @@ def calibrate(model: str, **options: Any) -> None:
         report.to_json(report_file)
     warnings = [f"warning: {warning}" for warning in report.warnings]
     click.echo(report.to_json() if as_json else "\n".join([str(report.ranges), *warnings]))
+
+
+@cli.command()
+@_model
+@click.option("--of", type=click.Choice(["quant"]), default="quant", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="SENS.json",
+    help="Keep the figures; an interrupted measuring goes on from there.",
+)
+@click.option("--calib", type=click.Path(), metavar="DATA", help="Images or arrays to measure on.")
+@click.option("--samples", type=click.IntRange(1), help="Of the data, for the units [16].")
+@click.option("--per-channel/--per-tensor", default=None, help="Weight scales [the target's].")
+@_options(_shaping, _exclude, _excluding, _measuring, _converting)
+@_options(_reading, _watching, _common)
+@click.option("--seed", type=int, help="Of everything random [0].")
+@click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
+def sensitivity(model: str, **options: Any) -> None:
+    """Show what quantizing each layer alone costs at the outputs; needs no labels.
+
+    Example: onnxdrp sensitivity in.onnx --calib images --target drp-ai3 -o in.sens.json
+    """
+    output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
+    _check_outputs(model, output, report_file)
+    report = _run("sensitivity", model, output, {**options, "file": output})
+    if report_file is not None:
+        report.to_json(report_file)
+    found = report.sensitivity
+    assert found is not None  # it was measured by the last pass
+    warnings = [f"warning: {warning}" for warning in report.warnings]
+    shown = json.dumps(found.as_dict(), indent=2) if as_json else str(found)
+    click.echo(shown if as_json else "\n".join([shown, *warnings]))
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 context.json    seed, target, rates, reasons, ranges, quantization parameters
 ranges.json     the same ranges with extremes and counts, as `onnxdrp.ranges` writes them
 masks.npz       masks, as `onnxdrp.masks` writes them
+sensitivity.json  what quantizing each unit alone costs
 reference.onnx  the float model that weights were rounded from
 samples.npz     the first samples of the reader, as the model was to be fed with them
 """
@@ -24,6 +25,7 @@ from onnxdrp.pipeline import PassContext
 from onnxdrp.quantization import QuantParams, Range
 from onnxdrp.ranges import load_ranges, save_ranges
 from onnxdrp.targets import Operators, Target
+from onnxdrp.unit_sensitivity import load_sensitivity
 
 __all__ = ["load_context", "save_context"]
 
@@ -62,6 +64,8 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
         save_ranges(folder / "ranges.json", ctx.calibration)
     if ctx.masks:
         save_masks(folder / "masks.npz", ctx.masks)
+    if ctx.sensitivity is not None:
+        ctx.sensitivity.save(folder / "sensitivity.json")
     if ctx.reference is not None:
         ctx.reference.save(folder / "reference.onnx")
     if ctx.reader is not None:
@@ -81,6 +85,8 @@ def load_context(folder: Path) -> PassContext:
         ctx.calibration = load_ranges(folder / "ranges.json")
     if (folder / "masks.npz").exists():
         ctx.masks = load_masks(folder / "masks.npz")
+    if (folder / "sensitivity.json").exists():
+        ctx.sensitivity = load_sensitivity(folder / "sensitivity.json")
     if (folder / "reference.onnx").exists():
         ctx.reference = Model.load(folder / "reference.onnx")
     if (folder / "samples.npz").exists():

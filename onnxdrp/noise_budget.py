@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from onnxdrp.model import Model
 from onnxdrp.operators import Kind
-from onnxdrp.sensitivity import UnitSensitivity, noise_power
+from onnxdrp.unit_sensitivity import UnitSensitivity, noise_power
 
 __all__ = ["Item", "NoiseModel", "largest_budget"]
 

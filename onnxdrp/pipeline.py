@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxdrp.quantization import QuantParams, Range
     from onnxdrp.ranges import Ranges
     from onnxdrp.targets import Target
+    from onnxdrp.unit_sensitivity import Sensitivity
 
 __all__ = ["Instrument", "Pass", "PassContext", "PassManager", "PassRecord", "PassResult"]
 
@@ -66,6 +67,7 @@ class PassContext:
             weights that are still the same.
         kept_float: {node name: why it stays float}.
         wide: {node name: why its outputs get the target's wide type}.
+        sensitivity: what quantizing each unit alone costs, from MeasureSensitivity or KeepFloat.
         progress: called by passes that read data with (samples done, samples in all or None);
             the Progress instrument sets it.
         checkpoint: where a calibration keeps what is done, to go on from after an interruption.
@@ -85,6 +87,7 @@ class PassContext:
     reference: "Model | None" = None
     kept_float: dict[str, str] = field(default_factory=dict)
     wide: dict[str, str] = field(default_factory=dict)
+    sensitivity: "Sensitivity | None" = None
     progress: Callable[[int, int | None], None] | None = None
     checkpoint: "Path | None" = None
     executor: "Executor | None" = None

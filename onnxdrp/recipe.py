@@ -48,6 +48,8 @@ PASSES: dict[str, type[Pass]] = {
         passes.ApplyMasks,
         passes.ConvertOpset,
         passes.Calibrate,
+        passes.MeasureSensitivity,
+        passes.KeepFloat,
         passes.QuantizeWeights,
         passes.RoundWeights,
         passes.CorrectBias,

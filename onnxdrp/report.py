@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnxdrp.model import Model
     from onnxdrp.pipeline import PassRecord
     from onnxdrp.ranges import Ranges
+    from onnxdrp.unit_sensitivity import Sensitivity
 
 __all__ = ["Report", "Text", "text_table", "versions"]
 
@@ -43,6 +44,7 @@ class Report:
         recipe: TOML text that repeats the run, or "".
         masks: {weight name: what stays}, of every weight that was pruned.
         ranges: of the activations, as a file has them; None if nothing was calibrated.
+        sensitivity: what quantizing each unit alone costs; None if that was not measured.
     """
 
     model: "Model"
@@ -53,6 +55,7 @@ class Report:
     recipe: str = ""
     masks: "dict[str, Mask]" = field(default_factory=dict)
     ranges: "Ranges | None" = None
+    sensitivity: "Sensitivity | None" = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""

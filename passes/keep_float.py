@@ -1,7 +1,7 @@
 """Leave the cheapest set of layers float with which the quantized model reaches a goal.
 
-    1. Sensitivity (onnxdrp.sensitivity) says what weights and output of each unit alone do to the
-       outputs of the model.
+    1. Sensitivity (onnxdrp.unit_sensitivity) says what weights and output of each unit alone do to
+       the outputs of the model.
     2. Noise nearly adds up, so for a budget of noise it is known which units to quantize that most
        is saved (onnxdrp.noise_budget); the others stay float. Cost is multiply-adds; of an
        elementwise operator, the values it gives.
@@ -29,15 +29,15 @@ from onnxdrp.passes.quantize_weights import QuantizeWeights
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Plan, make_plan
 from onnxdrp.quantization import Range, qlimits
-from onnxdrp.sensitivity import (
+from onnxdrp.targets import Target
+from onnxdrp.trials import Trials
+from onnxdrp.unit_sensitivity import (
     Sensitivity,
     UnitSensitivity,
     few,
     noise_power,
     quantization_sensitivity,
 )
-from onnxdrp.targets import Target
-from onnxdrp.trials import Trials
 
 __all__ = ["KeepFloat"]
 

@@ -37,6 +37,7 @@ from onnxdrp.pipeline import Pass, PassContext, PassManager, PassResult
 from onnxdrp.quantization import QuantParams, Range
 from onnxdrp.ranges import Ranges, TensorRange
 from onnxdrp.targets import load_target
+from onnxdrp.unit_sensitivity import Sensitivity
 
 
 @pytest.fixture
@@ -536,6 +537,7 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
         calibration=Ranges({"t": TensorRange(-1.25, 0.1, -2.0, 0.1, 9)}, method={"name": "mse"}),
         kept_float={"n": "an operator of no known kind"},
         wide={"m": "8 bits are too few"},
+        sensitivity=Sensitivity(target="drp-ai3", samples=4, identity="0a"),
         reference=model,
     )
     settings = {"reader", "target", "seed", "progress", "checkpoint", "executor", "workers"}

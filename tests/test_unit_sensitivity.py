@@ -13,8 +13,8 @@ from onnxdrp.fidelity import Error
 from onnxdrp.model import Model
 from onnxdrp.pipeline import PassContext
 from onnxdrp.quantization import Range
-from onnxdrp.sensitivity import Sensitivity, load_sensitivity, quantization_sensitivity
 from onnxdrp.targets import load_target
+from onnxdrp.unit_sensitivity import Sensitivity, load_sensitivity, quantization_sensitivity
 from onnxdrp.units import Units
 
 TEXT = """

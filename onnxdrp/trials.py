@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from onnxdrp.batches import pieces, static_batch
 from onnxdrp.errors import DataError, ModelError, OptionError
-from onnxdrp.evaluation import has_classes
+from onnxdrp.evaluation import has_classes, paired_difference, wilson
 from onnxdrp.fidelity import Error
 from onnxdrp.taps import run_session
 
@@ -76,8 +76,11 @@ class Trials:
                 error.update(want, have)
         return min(error.result().sqnr_db for error in sums)
 
-    def drop(self, variant: "Model") -> float:
-        """Points of top-1 that are lost: of accuracy with labels, else of agreement with float.
+    def drop(self, variant: "Model") -> tuple[float, float, float]:
+        """Points of top-1 that are lost, and their 95 % interval (low, high).
+
+        With labels they are of accuracy (the interval is that of paired differences), else of
+        agreement with float (Wilson's).
 
         Raises:
             OptionError: no output is a row of class scores.
@@ -87,8 +90,9 @@ class Trials:
         rows = ([_classes(w[place]), _classes(g[place])] for w, g in self._run(variant))
         before, after = (np.concatenate(part) for part in zip(*rows, strict=True))
         if self._labels is None:
-            return 100 * float(np.mean(before != after))
-        return 100 * float(np.mean(before == self._labels) - np.mean(after == self._labels))
+            return 100 * float(np.mean(before != after)), *wilson(before != after)
+        points, low, high = paired_difference(before == self._labels, after == self._labels)
+        return -points, -high, -low
 
     def _run(self, variant: "Model") -> "Iterator[tuple[list[Array], list[Array]]]":
         """(outputs in float, outputs of the variant) of each piece."""

@@ -41,7 +41,8 @@ from onnxdrp.unit_sensitivity import (
 
 __all__ = ["KeepFloat"]
 
-_RANKED = 16  # samples that units are ranked by; trials count, and have more
+_RANKED = 16  # samples that units are ranked by; trials decide, and have more
+_DECIBELS, _POINTS = 64, 256  # samples of trials
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ class KeepFloat(Pass):
 
     Stats: `goal`, `unit`; `quantized`, what the model has with nothing more left float; `reached`;
     `kept` {node: why}; `float_share`, of the multiply-adds that would be quantized; `trials`;
-    `samples`.
+    `samples`; `interval`, of points lost, 95 %.
 
     Attributes:
         min_sqnr: dB that the worst output must have against float.
         max_drop: points of top-1 that may be lost: of accuracy where the data has labels, else of
             agreement with float.
         samples: of the calibration data that trials run on, spread over it; all are held in memory.
+            None: 64 for decibels, 256 for points, which need more.
         give_back: most trials of step 4.
         per_channel: as QuantizeWeights will have it.
     """
@@ -65,7 +67,7 @@ class KeepFloat(Pass):
 
     min_sqnr: float | None = None
     max_drop: float | None = None
-    samples: int = 64
+    samples: int | None = None
     give_back: int = 16
     per_channel: bool | None = None
 
@@ -76,7 +78,7 @@ class KeepFloat(Pass):
             raise OptionError(f"min_sqnr {self.min_sqnr} is outside (0, 100] dB; 30 is usual")
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise OptionError(f"max_drop {self.max_drop} is outside [0, 100] points; 0.5 is usual")
-        if self.samples < 1 or self.give_back < 0:
+        if (self.samples is not None and self.samples < 1) or self.give_back < 0:
             raise OptionError("samples must be 1 or more, give_back 0 or more")
 
     def requires(self, model: Model, ctx: PassContext) -> None:
@@ -91,9 +93,11 @@ class KeepFloat(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Measure, bisect, give back. Raises CheckError if the goal needs all layers float."""
         assert ctx.reader is not None  # see requires
-        trials = Trials(model, few(ctx.reader, self.samples, ctx.seed))
+        samples = self.samples or (_POINTS if self.min_sqnr is None else _DECIBELS)
+        trials = Trials(model, few(ctx.reader, samples, ctx.seed))
         search = _Search(self, model, ctx, trials)
-        quantized = search.reading([])
+        quantized = reached = search.reading([])
+        chosen: list[UnitSensitivity] = []
         stats: dict[str, Any] = {
             "goal": self.min_sqnr if self.min_sqnr is not None else self.max_drop,
             "unit": "dB" if self.min_sqnr is not None else f"points of {search.what}",
@@ -102,7 +106,7 @@ class KeepFloat(Pass):
             "reached": _plain(quantized),
             "kept": {},
             "float_share": 0.0,
-            "warnings": self._coarse(trials.samples),
+            "warnings": [],
         }
         if not search.reached(quantized):
             chosen, reached = search.find(self._sensitivity(model, ctx))
@@ -111,6 +115,10 @@ class KeepFloat(Pass):
             stats["float_share"] = round(search.float_share(chosen), 6)
             ctx.kept_float, ctx.ranges = search.plan(chosen).kept, search.ranges
         stats["trials"] = search.count
+        if self.max_drop is not None:
+            interval = search.intervals[len(chosen), reached]
+            stats["interval"] = list(interval)
+            stats["warnings"] += self._coarse(trials.samples, *interval)
         return PassResult(modified=False, stats=stats)
 
     def _sensitivity(self, model: Model, ctx: PassContext) -> Sensitivity:
@@ -122,16 +130,17 @@ class KeepFloat(Pass):
             ctx.ranges,
             kept_float=ctx.kept_float,
             per_channel=self.per_channel,
-            samples=min(_RANKED, self.samples),
+            samples=min(_RANKED, self.samples or _RANKED),
             seed=ctx.seed,
             progress=ctx.progress,
         )
 
-    def _coarse(self, samples: int) -> list[str]:
-        if self.max_drop is None or self.max_drop * samples >= 100:
+    def _coarse(self, samples: int, low: float, high: float) -> list[str]:
+        """A warning where so few samples cannot tell that the goal is reached."""
+        if self.max_drop is None or high <= self.max_drop:
             return []
-        told = f"max_drop {self.max_drop} is less than one of {samples} samples: none may change"
-        return [f"{told}; more samples would tell finer"]
+        told = f"the 95 % interval of what is lost on {samples} samples, {low:.2f} to {high:.2f} points"
+        return [f"{told}, reaches beyond {self.max_drop}; more samples would tell finer"]
 
 
 def _reason(unit: UnitSensitivity) -> str:
@@ -150,6 +159,7 @@ class _Search:
         ranges: those of ctx, and for tensors that take over another's range while all is quantized
             the one that they have then: with some layers float they may need one of their own.
         count: trials done.
+        intervals: {(units float, points lost): 95 % interval}, where the goal is in points.
     """
 
     step: KeepFloat
@@ -158,6 +168,7 @@ class _Search:
     trials: Trials
     ranges: dict[str, Range] = field(init=False)
     count: int = 0
+    intervals: dict[tuple[int, float], tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         plan = self.plan([])
@@ -189,7 +200,9 @@ class _Search:
         QuantizeWeights(self.step.per_channel).run(trial, ctx)
         InsertQdq().run(trial, ctx)
         if self.step.max_drop is not None:
-            return self.trials.drop(trial)
+            found = self.trials.drop(trial)
+            self.intervals[len(kept), found[0]] = found[1:]
+            return found[0]
         return self.trials.sqnr_db(trial)
 
     def reached(self, reading: float) -> bool:

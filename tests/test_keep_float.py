@@ -139,11 +139,16 @@ def test_points_are_of_agreement_without_labels_and_of_accuracy_with_them():
     assert 60 < accuracy(model, labelled).as_dict()["top1"] < 70
 
 
-def test_fewer_samples_than_a_point_are_told_of():
+def test_a_goal_that_so_few_samples_cannot_tell_is_told_of():
     model, reader = chain(), Feeds({"x": images()})
     *_, stats = quantized(model, reader, KeepFloat(max_drop=0.5, per_channel=False))
-    (warning,) = stats["keep-float"]["warnings"]
-    assert "less than one of 48 samples" in warning
+    found = stats["keep-float"]
+    low, high = found["interval"]
+    assert low <= found["reached"] <= 0.5 < high
+    (warning,) = found["warnings"]
+    assert f"on 48 samples, {low:.2f} to {high:.2f} points, reaches beyond 0.5" in warning
+    *_, stats = quantized(model, reader, KeepFloat(max_drop=50.0, per_channel=False))
+    assert not stats["keep-float"]["warnings"]
 
 
 def test_tensors_that_had_the_range_of_another_get_one_of_their_own():

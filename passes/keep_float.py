@@ -139,8 +139,8 @@ class KeepFloat(Pass):
         """A warning where so few samples cannot tell that the goal is reached."""
         if self.max_drop is None or high <= self.max_drop:
             return []
-        told = f"the 95 % interval of what is lost on {samples} samples, {low:.2f} to {high:.2f} points"
-        return [f"{told}, reaches beyond {self.max_drop}; more samples would tell finer"]
+        told = f"the 95 % interval of what is lost on {samples} samples, {low:.2f} to {high:.2f}"
+        return [f"{told} points, reaches beyond {self.max_drop}; more samples would tell finer"]
 
 
 def _reason(unit: UnitSensitivity) -> str:

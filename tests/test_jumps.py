@@ -230,8 +230,8 @@ def test_an_error_that_vanishes_again_counts_by_what_is_left_of_it():
 
 
 def test_the_first_of_two_jumps_is_named_unless_it_is_far_the_smaller():
-    two = find_step(parse(BRANCHES), stats(a=40, u=40, b=24, c=14, y=14))
-    assert (two.name, two.before_db, two.after_db) == ("two", 40, 24)
+    two = find_step(parse(BRANCHES), stats(a=40, u=40, b=26, c=12, y=12))
+    assert (two.name, two.before_db, two.after_db) == ("two", 40, 26)
     late = find_step(parse(BRANCHES), stats(a=40, u=40, b=27, c=3, y=3))
     assert (late.name, late.before_db) == ("three", 27)
 

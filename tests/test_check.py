@@ -160,3 +160,15 @@ def test_a_float_model_departs_from_nothing():
 def test_the_feeds_of_a_static_batch_are_cut():
     done = quantize_model(conv_net(8, batch=4), feeds_for(conv_net(8, batch=4)))
     assert check(done.model, done.ctx)["ran_on"] == "the reader's first sample"
+
+
+def test_the_model_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxdrp.session
+
+    opened, open_session = [], onnxdrp.session.open_session
+    monkeypatch.setattr(
+        onnxdrp.session, "open_session", lambda *a, **k: opened.append(1) or open_session(*a, **k)
+    )
+    proto = conv_net()
+    PassManager([Check()]).run(Model.from_proto(proto), PassContext())
+    assert len(opened) == 1

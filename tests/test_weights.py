@@ -412,3 +412,67 @@ def test_adopted_arrays_are_not_copied() -> None:
     assert np.shares_memory(weight.raw(), array)
     assert weights.adopt(array) is weight
     assert not array.flags.writeable
+
+
+def test_an_array_is_the_same_weight_however_often_it_is_adopted() -> None:
+    weights, other = Weights(), Weights()
+    arrays = [np.full(THRESHOLD, i, np.uint8) for i in range(3)]
+    found = [weights.adopt(a) for a in arrays]
+    assert len({w.reference for w in found}) == 3
+    assert [weights.adopt(a) for a in arrays] == found
+    elsewhere = other.adopt(arrays[0])  # the other table's weight, over the same memory
+    assert elsewhere is not found[0]
+    assert other.adopt(arrays[0]) is elsewhere
+    assert np.array_equal(weights.adopt(arrays[0]).array(), arrays[0])
+    equal = arrays[1].copy()
+    assert weights.adopt(equal) not in found  # alike is not the same
+
+
+def test_what_a_weight_gave_is_that_weight_while_it_lives() -> None:
+    model = Model.from_proto(conv_net())
+    for name in model.weights():
+        small = model.weight(name)
+        kept = model._weights.keeps(small)
+        assert kept == (small.nbytes >= THRESHOLD)
+        if kept:
+            weight = model._weights.adopt(small)
+            assert weight.holds(small)
+            del small
+            gc.collect()
+            assert not weight.holds(np.empty(weight.shape, np.float32))
+
+
+def test_the_inventory_is_that_of_the_exported_graph() -> None:
+    model = Model.from_proto(conv_net())
+    model.set_weight("fc.bias", model.weight("fc.bias") + 1)
+    digests, size = model.inventory()
+    initializers = model.skeleton().graph.initializer
+    assert digests.keys() == {t.name for t in initializers}
+    weights = [model._weights.of(t) for t in initializers]
+    assert any(weights)
+    assert not all(weights)
+    expected = {
+        t.name: w.digest() if w else t.SerializeToString(deterministic=True).hex()
+        for t, w in zip(initializers, weights, strict=True)
+    }
+    assert digests == expected
+    assert size == sum(np.asarray(model.weight(name)).nbytes for name in digests)
+
+
+def test_the_inventory_has_what_only_a_body_reads() -> None:
+    w = numpy_helper.from_array(normal((16, 32), 1), "w")
+    inner = numpy_helper.from_array(normal((16, 32), 2), "inner")
+    bodies = [
+        helper.make_graph(
+            [helper.make_node("Add", [a, "w"], [f"{a}_out"], f"add_{a}")],
+            a, [], [value(f"{a}_out", (16, 32))], stored,
+        )
+        for a, stored in (("inner", [inner]), ("w", []))
+    ]  # fmt: skip
+    then, other = bodies
+    node = helper.make_node("If", ["c"], ["y"], "if", then_branch=then, else_branch=other)
+    model = Model.from_proto(
+        make_model([node], [value("c", (), np.bool_)], [value("y", (16, 32))], [w])
+    )
+    assert model.inventory()[0].keys() == {"w"}
+    assert model.inventory()[1] == 16 * 32 * 4

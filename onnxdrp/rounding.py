@@ -9,7 +9,8 @@ M of H = M'M that is
     q_j = s * round((w_j + sum_{i<j} M_ji d_i / M_jj) / s)
 
 so that no inverse of H is needed: Babai's nearest plane, seen as a lattice. Zeros stay zero: each
-row is rounded with the H of the weights that it has.
+row is rounded with the H of the weights that it has; rows that lack few share the H of all, whose
+factor is most of the work, and make good no errors in what they lack.
 """
 
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Rounded:
     nearest: Floats
 
 
+_DENSE = 0.9  # the share of its weights from which a row counts as having all
 _BLOCK = 128  # columns whose errors are handed on together, as a product of matrices
 
 
@@ -105,20 +107,25 @@ def output_error(deviation: Array, xx: Floats) -> Floats:
 def _parts(steps: Floats) -> Iterator[tuple[Array, Array, Array]]:
     """Groups, rows and columns to round together: rows of one support have one H.
 
-    Groups whose rows have all their weights make one part.
+    Rows that have all or almost all their weights count as having all; groups of nothing else make
+    one part.
     """
-    full = (steps != 0).all(axis=(1, 2))
+    alive = steps != 0
+    dense = alive.mean(axis=2) >= _DENSE
+    full, columns = dense.all(axis=1), np.arange(steps.shape[2])
     if full.any():
-        yield np.flatnonzero(full), np.arange(steps.shape[1]), np.arange(steps.shape[2])
+        yield np.flatnonzero(full), np.arange(steps.shape[1]), columns
     for group in np.flatnonzero(~full):
+        if dense[group].any():
+            yield np.array([group]), np.flatnonzero(dense[group]), columns
         supports: dict[bytes, list[int]] = {}
-        alive = steps[group] != 0
-        for row, bits in enumerate(np.packbits(alive, axis=1)):
-            supports.setdefault(bits.tobytes(), []).append(row)
+        packed = np.packbits(alive[group], axis=1)
+        for row in np.flatnonzero(~dense[group]):
+            supports.setdefault(packed[row].tobytes(), []).append(row)
         for rows in supports.values():
-            columns = np.flatnonzero(alive[rows[0]])
-            if columns.size:
-                yield np.array([group]), np.array(rows), columns
+            own = np.flatnonzero(alive[group, rows[0]])
+            if own.size:
+                yield np.array([group]), np.array(rows), own
 
 
 def _factor(h: Floats) -> Floats:
@@ -135,13 +142,13 @@ def _descend(steps: Floats, factor: Floats, limit: int) -> Floats:
     """Fix columns from the first to the last; [g, m, k] in units of the scales."""
     columns = steps.shape[2]
     want = np.ascontiguousarray(steps.swapaxes(1, 2))  # [g, k, m]: a column lies in one piece
-    errors = np.zeros_like(want)
+    errors, alive = np.zeros_like(want), want != 0
     for start in range(0, columns, _BLOCK):
         block = slice(start, min(start + _BLOCK, columns))
         moved = want[:, block] + factor[:, block, :start] @ errors[:, :start]
         inner, made = factor[:, block, block], errors[:, block]
         for j in range(moved.shape[1]):
             at = moved[:, j] + (inner[:, j : j + 1, :j] @ made[:, :j])[:, 0]
-            q = np.clip(np.rint(at), -limit, limit)
+            q = np.clip(np.rint(at), -limit, limit) * alive[:, start + j]
             made[:, j] = want[:, start + j] - q
     return np.rint(want - errors).swapaxes(1, 2)

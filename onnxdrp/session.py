@@ -12,6 +12,9 @@ from onnxdrp.weights import Weights
 
 __all__ = ["open_session"]
 
+_DISABLED = ["WeightBiasQuantization"]
+"""It rounds float weights between DequantizeLinear and QuantizeLinear to int8: another model."""
+
 
 def open_session(
     skeleton: onnx.ModelProto,
@@ -63,7 +66,10 @@ def open_session(
     whole = filled(skeleton, weights.copy(without=given))
     try:
         session = ort.InferenceSession(
-            whole.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            whole.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=_DISABLED,
         )
     except Exception as e:  # onnxruntime raises a dozen unrelated types
         first = str(e).strip().splitlines()[0]

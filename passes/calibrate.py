@@ -3,7 +3,8 @@
 Plans the quantization of the whole graph (onnxdrp.plan) and taps only the tensors that the plan
 asks for; ranges are those of the model as it is, so after pruning. Whatever the method, the head of
 a detector whose tail stays float keeps its extremes (onnxdrp.tails). Fills ctx.ranges,
-ctx.calibration and ctx.kept_float; the model is not touched.
+ctx.calibration and ctx.kept_float, and takes samples that were left out from ctx.reader; the model
+is not touched.
 """
 
 import dataclasses
@@ -12,7 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
+
 from onnxdrp import thresholds
+from onnxdrp.curves import Curve, curves
+from onnxdrp.datareaders import DataReader, count, subset
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.exclusions import Exclusions, TailMode, Unmatched
 from onnxdrp.model import Model
@@ -45,8 +50,9 @@ class Calibrate(Pass):
         method: "minmax", the extremes; "mean-minmax", the mean of each sample's extremes (what
             onnxruntime calls a moving average); "percentile" leaves out the outermost values;
             "entropy" loses least by Kullback-Leibler divergence, "mse" by squared error, both for
-            the target's integers; "sigma" reaches from the mean by standard deviations. None: the
-            method that another option belongs to, else "mse".
+            the target's integers ("mse" of what a SiLU or the like makes of the tensor, where
+            nothing else reads it: onnxdrp.curves); "sigma" reaches from the mean by standard
+            deviations. None: the method that another option belongs to, else "mse".
         percentile: percent of the values of a tensor that its range keeps.
         tails: where percentile leaves values out: "two", half of the rest at each end; "one", the
             rest at each end; "abs", the rest of |x|, for a range symmetric about 0.
@@ -126,7 +132,12 @@ class Calibrate(Pass):
         missing = [name for name in plan.observed if name not in given.tensors]
         bad: list[BadSample] = []
         head = find_head(model, kept.tail.keys() & plan.kept.keys())
-        ranges = self._measure(model, ctx, missing, head, bad) if missing else replace(given)
+        seen_as = curves(model, plan.nodes) if self.method == "mse" else {}
+        ranges = replace(given)
+        if missing:
+            ranges = self._measure(model, ctx, missing, head, seen_as, bad)
+        if bad:
+            ctx.reader = _without(ctx.reader, {sample.sample for sample in bad})
         known = given.tensors | ranges.tensors
         ranges.tensors = {name: known[name] for name in plan.observed}
         ctx.calibration = ranges
@@ -163,9 +174,13 @@ class Calibrate(Pass):
         ctx: PassContext,
         tensors: Sequence[str],
         whole: Collection[str],
+        seen_as: Mapping[str, Curve],
         bad: list[BadSample],
     ) -> Ranges:
-        """Measure these tensors, of some the extremes; samples left out are added to `bad`."""
+        """Measure these tensors; samples that are left out are added to `bad`.
+
+        Those in `whole` keep their extremes; `seen_as` holds what readers make of some of them.
+        """
         if ctx.reader is None:
             raise DataError(
                 f"{', '.join(self.ranges)}: no range for {_several(tensors)}; "
@@ -193,7 +208,10 @@ class Calibrate(Pass):
         )
         own = [name for name, method in _OPTIONS.items() if method == self.method]
         return Ranges(
-            {name: self._range(seen, ctx.target) for name, seen in found.items()},
+            {
+                name: self._range(seen, ctx.target, seen_as.get(name))
+                for name, seen in found.items()
+            },
             model="" if model.path is None else model.path.name,
             weights=weights_digest(model),
             target=ctx.target.name,
@@ -201,7 +219,9 @@ class Calibrate(Pass):
             samples=None if samples is None else samples - len({b.sample for b in bad}),
         )
 
-    def _range(self, seen: "_Extremes | _Means | Histogram", target: Target) -> TensorRange:
+    def _range(
+        self, seen: "_Extremes | _Means | Histogram", target: Target, curve: Curve | None
+    ) -> TensorRange:
         if isinstance(seen, _Means):
             mean = MeanMinMax.result(seen)
             return TensorRange(mean.low, mean.high, count=None if seen.samples else 0)
@@ -209,18 +229,28 @@ class Calibrate(Pass):
         if not extremes.count:
             return TensorRange(0.0, 0.0, count=0)
         if isinstance(seen, Histogram):
-            chosen = self._threshold(seen, target)
+            chosen = self._threshold(seen, target, curve)
         else:
             chosen = MinMax.result(seen)
         return TensorRange(chosen.low, chosen.high, extremes.low, extremes.high, extremes.count)
 
-    def _threshold(self, seen: Histogram, target: Target) -> Range:
+    def _threshold(self, seen: Histogram, target: Target, curve: Curve | None) -> Range:
         if self.method == "percentile":
             return seen.percentile(self.percentile, self.tails)
         if self.method == "sigma":
             return thresholds.sigma(seen, self.sigmas)
+        dtype, symmetric = target.activation_dtype, target.activation_symmetric
+        if curve is not None:
+            return thresholds.mse_of(seen, curve, dtype, symmetric=symmetric)
         search = thresholds.entropy if self.method == "entropy" else thresholds.mse
-        return search(seen, target.activation_dtype, symmetric=target.activation_symmetric)
+        return search(seen, dtype, symmetric=symmetric)
+
+
+def _without(reader: DataReader | None, bad: Collection[int]) -> DataReader:
+    """The reader without these samples: what comes after calibrating reads it, too."""
+    assert reader is not None  # they were read from it
+    indices = np.setdiff1d(np.arange(count(reader)), list(bad))
+    return subset(reader, indices)
 
 
 @dataclass

@@ -57,7 +57,8 @@ def test_optimize_writes_a_model_a_recipe_and_json(net, out):
     keys = {"input", "output", "passes", "sparsity", "model_bytes", "seconds", "peak_rss_mb"}
     assert keys <= report.keys()
     assert report["model_bytes"] == out.stat().st_size
-    assert [p["name"] for p in report["passes"]][-3:] == ["quantize-weights", "insert-qdq", "check"]
+    names = [record["name"] for record in report["passes"]]
+    assert names[-4:] == ["round-weights", "correct-bias", "insert-qdq", "check"]
     masks = masks_from_zeros(Model.load(out))
     assert any(0.6 < mask.sparsity < 0.75 for mask in masks.values())
     again = out.with_name("again.onnx")

@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 Path_: TypeAlias = str | Path
 Tails: TypeAlias = Literal["two", "one", "abs"]
 _SWITCHES = ("per_channel", "reduce_range")  # False says something, too
+_PLAIN = "without calibration data weights are rounded to the nearest, and biases stay"
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
 
 
@@ -531,6 +532,8 @@ def quantize(
         strict=strict,
         skip_bad_samples=skip_bad_samples,
     )
+    if calib is None and None in (rounding, bias_correction):
+        job.warnings.append(_PLAIN)
     return job.run(steps)
 
 
@@ -917,6 +920,8 @@ def optimize(
         strict=strict,
         skip_bad_samples=skip_bad_samples,
     )
+    if calib is None and None in (rounding, bias_correction):
+        job.warnings.append(_PLAIN)
     return job.run(steps)
 
 

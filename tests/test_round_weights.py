@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from quantizing import Feeds, parse, quantize_model, sqnr
 
+from onnxdrp import rounding
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.model import Model
 from onnxdrp.passes import (
@@ -52,33 +53,99 @@ def layer(seed, groups, outputs, columns, zeros=0.0, rows=300):
     return matrix, scale, x.swapaxes(1, 2) @ x
 
 
+def damped(xx, damping=0.02):
+    return xx + damping * np.trace(xx) / len(xx) * np.eye(len(xx))
+
+
+def cost(steps, codes, h):
+    return float((steps - codes) @ h @ (steps - codes))
+
+
+SHAPES = [(2, 16, 7), (3, 1, 9), (1, 4, 40), (1, 2, 150)]
+
+
 @pytest.mark.parametrize("order", ["activation", "natural"])
-@pytest.mark.parametrize("zeros", [0.0, 0.4])
-@pytest.mark.parametrize("shape", [(2, 16, 7), (3, 1, 9), (1, 4, 40), (1, 2, 150)])
-def test_rounding_is_obq_row_by_row(shape, zeros, order):
-    matrix, scale, xx = layer(0, *shape, zeros)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rounding_starts_as_obq_row_by_row(shape, order, monkeypatch):
+    monkeypatch.setattr(rounding, "_SWEEPS", 0)
+    matrix, scale, xx = layer(0, *shape)
     scale = scale / 7
     found = round_rows(matrix, scale, xx, limit=7, damping=0.02, order=order)
     steps = matrix / scale[..., None]
+    sums = np.diagonal(xx, axis1=1, axis2=2).sum(axis=0)  # groups have an order in common
+    turn = np.argsort(-sums, kind="stable") if order == "activation" else np.arange(shape[2])
     better = 0
     for g, m in np.ndindex(shape[:2]):
-        sums = None
-        if zeros == 0 and order == "activation":  # groups of full rows have an order in common
-            sums = np.diagonal(xx, axis1=1, axis2=2).sum(axis=0)
-        turn = np.arange(shape[2]) if sums is None else np.argsort(-sums, kind="stable")
         want = np.zeros(shape[2])
-        own = order if sums is None else "natural"
         h = xx[g][np.ix_(turn, turn)]
-        want[turn] = obq(matrix[g, m][turn], scale[g, m], h, 7, 0.02, own)
+        want[turn] = obq(matrix[g, m][turn], scale[g, m], h, 7, 0.02, "natural")
         nearest = np.clip(np.rint(steps[g, m]), -7, 7)
-        cost = [float((steps[g, m] - q) @ xx[g] @ (steps[g, m] - q)) for q in (want, nearest)]
-        expected = want if cost[0] < cost[1] else nearest
-        better += cost[0] < cost[1]
+        costs = [cost(steps[g, m], q, xx[g]) for q in (want, nearest)]
+        better += costs[0] < costs[1]
+        expected = want if costs[0] < costs[1] else nearest
         np.testing.assert_array_equal(found.codes[g, m], expected)
         unit = scale[g, m] ** 2
-        np.testing.assert_allclose(found.error[g, m], min(cost) * unit, rtol=1e-8)
-        np.testing.assert_allclose(found.nearest[g, m], cost[1] * unit, rtol=1e-8)
+        np.testing.assert_allclose(found.error[g, m], min(costs) * unit, rtol=1e-8)
+        np.testing.assert_allclose(found.nearest[g, m], costs[1] * unit, rtol=1e-8)
     assert better
+
+
+def test_columns_of_which_no_row_has_the_weight_cost_nothing(monkeypatch):
+    monkeypatch.setattr(rounding, "_SWEEPS", 0)
+    matrix, scale, xx = layer(1, 1, 5, 30)
+    dead = np.random.default_rng(0).permutation(30)[:12]
+    matrix[..., dead] = 0
+    found = round_rows(matrix, scale / 7, xx, limit=7, order="natural")
+    live = np.setdiff1d(np.arange(30), dead)
+    mean = np.trace(xx[0]) / 30 / (np.trace(xx[0][np.ix_(live, live)]) / 18)
+    alone = round_rows(
+        matrix[..., live], scale / 7, xx[:, live[:, None], live], limit=7, order="natural",
+        damping=0.01 * mean,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.codes[..., live], alone.codes)
+    assert not found.codes[..., dead].any()
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sweeps_end_where_no_weight_alone_can_move(shape, zeros, monkeypatch):
+    matrix, scale, xx = layer(0, *shape, zeros)
+    steps = matrix / (scale / 7)[..., None]
+    ends = []
+    for sweeps in (0, 3, 1000):
+        monkeypatch.setattr(rounding, "_SWEEPS", sweeps)
+        h = np.stack([damped(x) for x in xx])
+        start = rounding._descend(steps, rounding._factor(h), 7)
+        codes = rounding._settled(steps, start, h, 7)
+        assert not codes[steps == 0].any()
+        assert np.abs(codes).max() <= 7
+        ends.append(output_error(steps - codes, h))
+    assert np.all(ends[0] >= ends[1])
+    assert np.all(ends[1] >= ends[2])
+    assert ends[0].sum() > ends[2].sum() or shape[1] == 1  # three rows may be settled already
+    for g, m, k in np.ndindex(shape):
+        for move in (-1, 1):
+            moved = codes[g, m].copy()
+            moved[k] += move
+            if abs(moved[k]) <= 7 and steps[g, m, k]:
+                assert cost(steps[g, m], moved, h[g]) >= ends[2][g, m] * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 20), (1, 8, 40), (1, 12, 150)])
+def test_rows_that_lack_weights_err_little_more_than_with_a_factor_of_their_own(shape):
+    matrix, scale, xx = layer(0, *shape, 0.4)
+    scale = scale / 7
+    steps = matrix / scale[..., None]
+    found = round_rows(matrix, scale, xx, limit=7, damping=0.02)
+    own = sum(
+        cost(steps[g, m], obq(matrix[g, m], scale[g, m], xx[g], 7, 0.02, "activation"), xx[g])
+        for g, m in np.ndindex(shape[:2])
+    )
+    ours = sum(
+        cost(steps[g, m], found.codes[g, m].astype(float), xx[g]) for g, m in np.ndindex(shape[:2])
+    )
+    assert ours <= 1.2 * own
+    assert ours < 0.8 * float((found.nearest / scale**2).sum())
 
 
 @given(
@@ -99,16 +166,6 @@ def test_no_row_errs_more_than_the_nearest(seed, shape, zeros, limit, damping, r
     steps = matrix / scale[..., None]
     nearest = output_error(steps - np.clip(np.rint(steps), -limit, limit), xx)
     assert np.all(output_error(steps - found.codes, xx) <= nearest)
-
-
-def test_rows_that_live_on_the_same_columns_are_rounded_as_one():
-    matrix, scale, xx = layer(3, 2, 6, 20)
-    matrix[:, :3, ::2] = 0
-    matrix[:, 3:, 1::2] = 0
-    together = round_rows(matrix, scale / 127, xx)
-    for m in range(6):
-        alone = round_rows(matrix[:, m : m + 1], scale[:, m : m + 1] / 127, xx)
-        np.testing.assert_array_equal(together.codes[:, m], alone.codes[:, 0])
 
 
 def test_moments_and_damping_that_cannot_be_used_are_refused():

@@ -49,6 +49,7 @@ Path_: TypeAlias = str | Path
 Tails: TypeAlias = Literal["two", "one", "abs"]
 _SWITCHES = ("per_channel", "reduce_range")  # False says something, too
 _PLAIN = "without calibration data weights are rounded to the nearest, and biases stay"
+ROUNDING: "Rounding" = "second-order"  # where there is data
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
 
 
@@ -569,7 +570,7 @@ def _quantized(
     from onnxdrp import chains
 
     return chains.quantization(
-        rounding=rounding or ("second-order" if data else "nearest"),
+        rounding=rounding or (ROUNDING if data else "nearest"),
         bias_correction=bias_correction or ("fast" if data else "none"),
         keep_float={"min_sqnr": min_sqnr, "max_drop": max_drop},
         **options,

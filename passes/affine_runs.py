@@ -1,4 +1,4 @@
-"""Find runs of affine nodes and hand each to the weights before or after it."""
+"""Find runs of affine nodes and hand each to the weights before or after it, or shorten it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -111,7 +111,7 @@ class Sweep:
 
     def _fuse(self, found: _Run) -> None:
         reasons = []
-        for way in (self._back, self._forward, self._merge):
+        for way in (self._back, self._forward, self._merge, self._shorten):
             try:
                 way(found)
             except CannotFuseError as why:
@@ -212,6 +212,27 @@ class Sweep:
         self.absorber.after(first, found.rest)
         self._remove(found.nodes[1:])
         first.outputs[0] = result
+
+    def _shorten(self, found: _Run) -> None:
+        """Say it with one Mul and one Add at most, and without Div, which has no 8-bit kernels."""
+        scale, shift = found.affine.scale, found.affine.shift
+        wanted = [("Mul", scale)] if np.any(scale != 1) else []
+        wanted += [("Add", shift)] if np.any(shift != 0) else []
+        ops = [node.op for node in found.nodes]
+        shorter = len(wanted) < len(ops) or "Div" in ops
+        if "BatchNormalization" in ops or not wanted or not shorter:
+            raise CannotFuseError("it cannot be said shorter")
+        tensor, result, name = found.source, found.result, found.nodes[0].name
+        dtype = next(t.dtype for t in found.nodes[0].inputs if isinstance(t, gs.Constant))
+        self._remove(found.nodes)
+        for i, (op, values) in enumerate(wanted, 1):
+            own = self.names.fresh(f"{name}_{op.lower()}")
+            inner = gs.Variable(self.names.fresh(f"{own}_output"), dtype, result.shape)
+            output = result if i == len(wanted) else inner
+            constant = gs.Constant(self.names.fresh(f"{own}_value"), values.astype(dtype))
+            node = gs.Node(op, own, inputs=[tensor, constant], outputs=[output])
+            self.model.graph.nodes.append(node)
+            tensor = output
 
     def _only_reader(self, tensor: gs.Tensor) -> gs.Node:
         if tensor.name in self.protected:

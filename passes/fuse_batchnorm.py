@@ -10,6 +10,8 @@ A run of such nodes is one affine map y = s * x + t (passes/affine.py). It goes,
    back through the Relu, s * relu(x) = s / a * relu(a * x): as much as makes the weights on both
    sides equally large, channel by channel, so that one range suits them all in 8 bits.
 3. Mul and Add after a BatchNormalization that stays go into its scale and bias.
+4. What stays of Mul, Div, Add and Sub becomes one Mul and one Add at most: no runtime divides in 8
+   bits.
 
 The formulas are in passes/absorb.py. Tensors whose values change get new names, so that a name
 means one thing in the model before and after. Never touched: training mode, weights that are shared

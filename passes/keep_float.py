@@ -9,7 +9,8 @@
     4. Then units are given back, those of most cost per noise first, while the goal is reached.
 
 Each trial quantizes the whole model and runs it on the same samples. Elementwise operators between
-float layers follow by themselves (onnxdrp.plan). Fills ctx.kept_float; the model is not touched.
+float layers follow by themselves (onnxdrp.plan). Fills ctx.kept_float and
+ctx.sensitivity; the model is not touched.
 """
 
 import math
@@ -109,7 +110,8 @@ class KeepFloat(Pass):
             "warnings": [],
         }
         if not search.reached(quantized):
-            chosen, reached = search.find(self._sensitivity(model, ctx))
+            ctx.sensitivity = self._sensitivity(model, ctx)
+            chosen, reached = search.find(ctx.sensitivity)
             stats["kept"] = {unit.name: _reason(unit) for unit in chosen}
             stats["reached"] = _plain(reached)
             stats["float_share"] = round(search.float_share(chosen), 6)

@@ -18,7 +18,7 @@ from dropin import IMAGES, MEAN, STD, content, direct, furnish
 from onnx import helper
 
 import onnxdrp
-from onnxdrp import demo
+from onnxdrp import api, demo
 from onnxdrp.compat.drpai_quantizer import cli_interface, inference, interface, quantize_interface
 from onnxdrp.compat.drpai_quantizer.readers import recorded_reader
 from onnxdrp.compat.drpai_quantizer.values import join_lists, numbers_of
@@ -40,6 +40,12 @@ def words(listing):
 
 def call(*arguments):
     return cli_interface.main([str(a) for a in arguments])
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    """What is tested here are words, not what second-order rounding, ten times as long, gains."""
+    monkeypatch.setattr(api, "ROUNDING", "nearest")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from onnx import helper
 from PIL import Image
 
 import onnxdrp
+from onnxdrp import api
 from onnxdrp.compat import drpai_quantizer
 from onnxdrp.compat.drpai_quantizer import (
     CalibrationDataReader,
@@ -32,6 +33,12 @@ from onnxdrp.model import Model
 from onnxdrp.passes import infer_shapes
 
 FOLDER = "./calibration_data/calibrate_images"
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    """What is tested here are words, not what second-order rounding, ten times as long, gains."""
+    monkeypatch.setattr(api, "ROUNDING", "nearest")
 
 
 @pytest.fixture(autouse=True)

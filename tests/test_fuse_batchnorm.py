@@ -653,3 +653,50 @@ def test_any_scales_keep_the_results(seed, pads, beta):
     gamma = rng.choice([-1, 1], 8) * 10.0 ** rng.uniform(-2, 2, 8)
     nodes, weights = conv_relu_bn_conv(gamma, pads=pads, beta=beta, seed=seed % 100)
     fuse(nodes, weights, tolerance=1e-5)
+
+
+# ----------------------------------------------------------------------------- what cannot be fused
+
+
+def constants(*ops_):
+    """Operators with one constant each, between two Sigmoid that take nothing in."""
+    nodes, name = [node("Sigmoid", ["x"], ["h0"], "first")], "h0"
+    weights = {}
+    for i, (op, value_) in enumerate(ops_, 1):
+        weights[f"c{i}"] = np.asarray(value_, np.float32)
+        nodes.append(node(op, [name, f"c{i}"], [f"h{i}"], f"n{i}"))
+        name = f"h{i}"
+    return [*nodes, node("Sigmoid", [name], ["y"], "last")], weights
+
+
+@pytest.mark.parametrize(
+    ("chain", "left"),
+    [
+        ([("Div", 6.0)], ["Mul"]),
+        ([("Div", 6.0), ("Mul", 1.5), ("Add", 0.25)], ["Mul", "Add"]),
+        ([("Add", 3.0), ("Div", 6.0)], ["Mul", "Add"]),
+        ([("Mul", 2.0), ("Mul", [[[0.5]], [[3.0]], [[1.5]]])], ["Mul"]),
+        ([("Add", 1.0), ("Sub", 3.0)], ["Add"]),
+        ([("Mul", 2.0), ("Add", 1.0)], ["Mul", "Add"]),
+        ([("Mul", 2.0)], ["Mul"]),
+    ],
+)
+def test_what_stays_is_one_mul_and_one_add_at_most(chain, left):
+    nodes, weights = constants(*chain)
+    model, result = fuse(nodes, weights, x=("N", 3, 5, 5))
+    assert ops(model) == ["Sigmoid", *left, "Sigmoid"]
+    assert result.modified == (left != [op for op, _ in chain])
+    again = FuseBatchNorm().run(model, PassContext())
+    assert not again.modified
+
+
+def test_a_constant_that_is_divided_stays():
+    weights = {"c": np.asarray(3.0, np.float32)}
+    nodes = [
+        node("Sigmoid", ["x"], ["h"], "first"),
+        node("Div", ["c", "h"], ["g"], "turned"),
+        node("Sigmoid", ["g"], ["y"], "last"),
+    ]
+    model, result = fuse(nodes, weights)
+    assert ops(model) == ["Sigmoid", "Div", "Sigmoid"]
+    assert not result.modified

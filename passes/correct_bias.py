@@ -1,16 +1,17 @@
-"""Take the mean error that rounded weights make out of each output, by the bias of its layer.
+"""Take the mean error that rounding makes out of each output, by the bias of its layer.
 
-    b' = b + E[W x] - E[W' x']          W' = rounded weights; a mean for each output of the layer
+    fast         b' = b + E[W x] - E[W' x]      x the layer's input in the float model, W' = rounded
+                                                weights: what its own weights do to a layer, all
+                                                layers in one forward
+    sequential   b' = b + Shift(y, y')          y the layer's output in the float model, y' with all
+                                                that was rounded before it, activations too, and the
+                                                biases corrected so far
 
-over samples and positions (Nagel et al. 2019, section 4.2, from data), x the layer's input in the
-float model, and
-
-    fast         x' = x: what its own weights do to a layer, all layers in one forward
-    sequential   x' = what the rounded, corrected layers before it make of the samples
-
-So the second takes out too what nonlinear layers make of the noise of those before: squeeze-excite,
-hard-swish. But it matches means before activations, those of values that a Relu then drops among
-them, which can cost a net without such layers more than it gains.
+a mean for each output of the layer over samples and positions (Nagel et al. 2019, section 4.2, from
+data). The second sees what nonlinear layers make of the noise of those before, and what rounding
+does to values that repeat, such as those of a padded background. Its shift is the one that brings
+what the activation behind the layer makes of y' closest to what it makes of y (onnxdrp.shifts):
+where a Relu drops a value in both it does not matter by how much they differ.
 
 Biases that several nodes read are copied. A MatMul is corrected in the constant Add that makes it a
 fully connected layer; without one it has no bias, and is passed over.
@@ -23,14 +24,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxdrp.curves import curves
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.model import Model
 from onnxdrp.moments import ChannelMoments
 from onnxdrp.observe import observe
 from onnxdrp.passes.edit import Names
+from onnxdrp.passes.noisy import noisy_copy
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import make_plan
 from onnxdrp.segments import default_cuts
+from onnxdrp.shifts import Shift
 from onnxdrp.taps import Tap
 from onnxdrp.walk import walk
 
@@ -46,7 +50,7 @@ class CorrectBias(Pass):
     Stats: `corrected` is the largest shift of each layer; `skipped` says why others have none.
 
     Attributes:
-        mode: "fast", in one forward; "sequential", layer by layer, in two.
+        mode: "fast", in one forward; "sequential", layer by layer, in about four.
     """
 
     name: ClassVar[str] = "correct-bias"
@@ -174,19 +178,24 @@ def _sequential(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[st
     for layer in layers:
         at.setdefault(layer.data, []).append(layer)
     cuts = [cut for cut in default_cuts(model) if cut[0] in at]
-    pair = {"float": ctx.reference, "rounded": model}
+    plan = make_plan(model, ctx.target, ctx.kept_float)
+    behind = curves(model, plan.nodes)
+    rounded = noisy_copy(model, ctx)
+    pair = {"float": ctx.reference, "rounded": rounded}
     shifts: dict[str, float] = {}
     for stop in walk(pair, ctx.reader, cuts, workers=ctx.workers, progress=ctx.progress):
         here = at[stop.cut[0]]
         taps = {
-            (which, layer.node): Tap(((which, layer.output),), ChannelMoments(layer.axis))
-            for which in pair
+            layer.node: Tap(
+                (("float", layer.output), ("rounded", layer.output)),
+                Shift(layer.axis, behind.get(layer.output)),
+            )
             for layer in here
         }
         found = stop.observe(taps)
         for layer in here:
-            want, have = (found[which, layer.node].mean for which in pair)
-            shifts[layer.node] = _shift(model, layer, want - have)
+            shifts[layer.node] = _shift(model, layer, found[layer.node])
+            rounded.set_weight(layer.bias, model.weight(layer.bias))
     return shifts
 
 

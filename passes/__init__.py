@@ -8,6 +8,7 @@ from onnxdrp.passes.convert_opset import ConvertOpset
 from onnxdrp.passes.correct_bias import CorrectBias
 from onnxdrp.passes.cross_layer_equalize import CrossLayerEqualize
 from onnxdrp.passes.cut import Cut
+from onnxdrp.passes.equalize_gates import EqualizeGates
 from onnxdrp.passes.fold_constants import FoldConstants
 from onnxdrp.passes.freeze_shapes import FreezeShapes
 from onnxdrp.passes.fuse_batchnorm import FuseBatchNorm
@@ -30,6 +31,7 @@ __all__ = [
     "CorrectBias",
     "CrossLayerEqualize",
     "Cut",
+    "EqualizeGates",
     "FoldConstants",
     "FreezeShapes",
     "FuseBatchNorm",

@@ -196,8 +196,8 @@ def mse_of(
     right = _about(curve(high), [part[-1] - part[last] for part in sums])
     errors = np.where(step > 0, left + right + step**2 / 12 * (rough[last] - rough[first]), np.inf)
     best = np.unravel_index(errors.argmin(), errors.shape)
-    ends = (np.broadcast_to(end, errors.shape)[best] for end in (low, high))
-    return _cut(*ends, extremes)
+    low, high = (np.broadcast_to(end, errors.shape)[best] for end in (low, high))
+    return _cut(low, high, extremes)
 
 
 def sigma(histogram: Histogram, k: float = 6.0) -> Range:

@@ -24,14 +24,14 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 _RIDGE = 0.01  # channels that are hardly ever active are hardly shifted
-_POSITIONS = 1024  # of a channel of a sample that are looked at
+_POSITIONS = 256  # of a channel of a sample that are looked at
 
 
 @dataclass(eq=False)
 class Shift:
     """The best shift of each index of `axis`: `update(wanted, there)`; `result` is [channels].
 
-    Of a channel of a sample at most some 1024 positions are looked at, evenly spaced. NaN and
+    Of a channel of a sample at most some 256 positions are looked at, evenly spaced. NaN and
     infinities are left out; `nonfinite` counts them.
 
     Attributes:
@@ -72,7 +72,7 @@ class Shift:
         axis = self.axis % array.ndim
         sides = array.shape[:axis], array.shape[axis], array.shape[axis + 1 :]
         parts = array.reshape(int(np.prod(sides[0])), sides[1], int(np.prod(sides[2])))
-        step = max(parts.shape[2] // _POSITIONS, 1)
+        step = max(parts.shape[2] // _POSITIONS, 1) | 1  # odd: sides of images are even
         return parts[:, :, ::step].astype(np.float64)
 
     def merge(self, other: Self) -> None:

@@ -18,7 +18,7 @@ from onnxdrp.report import Report
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from onnxdrp.chains import BiasCorrection, Rounding
+    from onnxdrp.chains import BiasCorrection, Equalization, Rounding
     from onnxdrp.datareaders import DataReader
     from onnxdrp.detection import DetectionScore
     from onnxdrp.evaluation import Accuracy, Comparison
@@ -324,7 +324,7 @@ def calibrate(
     exclude_tail: "TailMode | None" = None,
     activation_zeropoint: bool = False,
     opset: int | None = None,
-    equalize: bool = False,
+    equalize: "Equalization" = "none",
     input_shape: Mapping[str, Sequence[int]] | None = None,
     outputs: Iterable[str] | None = None,
     skip_bad_samples: bool = False,
@@ -354,7 +354,7 @@ def calibrate(
         exclude_tail: as for `quantize`.
         activation_zeropoint: as for `quantize`.
         opset: as for `quantize`.
-        equalize: as for `quantize`, whose ranges are then those of the equalized model.
+        equalize: as for `quantize`, but none by default: ranges are those of the equalized model.
         input_shape: {input name: static shape}.
         outputs: names of tensors that become the graph's outputs.
         skip_bad_samples: as for `quantize`.
@@ -419,7 +419,7 @@ def quantize(
     reduce_range: bool | None = None,
     activation_zeropoint: bool = False,
     opset: int | None = None,
-    equalize: bool = False,
+    equalize: "Equalization | None" = None,
     rounding: "Rounding | None" = None,
     weight_bits: Literal[8, 4] | None = None,
     bias_correction: "BiasCorrection | None" = None,
@@ -462,7 +462,9 @@ def quantize(
             target's.
         activation_zeropoint: activations have zero points although the target wants none.
         opset: the opset of the result; default: the model's, moved into what the target takes.
-        equalize: first share the sizes of weights out between layers (CrossLayerEqualize).
+        equalize: gates, the default where there is data and no ranges are given, gives channels
+            between a layer and a depthwise one one size through SiLU (EqualizeGates); all shares
+            sizes of weights out between other layers, too (CrossLayerEqualize); or none.
         rounding: second-order, the default where there is data, rounds weights so that their errors
             cancel in the outputs of their layers (RoundWeights); nearest rounds each alone.
         weight_bits: 4: only the integers from -7 to 7, with second-order rounding; default 8.
@@ -560,6 +562,8 @@ def _measuring(
 def _quantized(
     *,
     data: bool = False,
+    ranges: Sequence[str] = (),
+    equalize: "Equalization | None" = None,
     rounding: "Rounding | None" = None,
     bias_correction: "BiasCorrection | None" = None,
     min_sqnr: float | None = None,
@@ -570,6 +574,8 @@ def _quantized(
     from onnxdrp import chains
 
     return chains.quantization(
+        ranges=ranges,
+        equalize=equalize or ("gates" if data and not ranges else "none"),
         rounding=rounding or (ROUNDING if data else "nearest"),
         bias_correction=bias_correction or ("fast" if data else "none"),
         keep_float={"min_sqnr": min_sqnr, "max_drop": max_drop},
@@ -596,7 +602,7 @@ def sensitivity(
     exclude_tail: "TailMode | None" = None,
     activation_zeropoint: bool = False,
     opset: int | None = None,
-    equalize: bool = False,
+    equalize: "Equalization" = "gates",
     input_shape: Mapping[str, Sequence[int]] | None = None,
     outputs: Iterable[str] | None = None,
     skip_bad_samples: bool = False,
@@ -724,7 +730,7 @@ def explain(
     leaving = _leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail)
     steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
     *before, calibrating = chains.calibration(
-        per_channel=per_channel, opset=opset, equalize=False, **leaving
+        per_channel=per_channel, opset=opset, equalize="none", **leaving
     )
     assert isinstance(calibrating, Calibrate)  # the last of its chain
     model = load(model).clone()
@@ -778,7 +784,7 @@ def optimize(
     reduce_range: bool | None = None,
     activation_zeropoint: bool = False,
     opset: int | None = None,
-    equalize: bool = False,
+    equalize: "Equalization | None" = None,
     rounding: "Rounding | None" = None,
     weight_bits: Literal[8, 4] | None = None,
     bias_correction: "BiasCorrection | None" = None,

@@ -3,8 +3,8 @@
     preprocessing   freeze-shapes, cut, infer-shapes, optimize, fold-constants, fuse-batchnorm,
                     clean, infer-shapes
     pruning         select-layers, prune-blocks; or apply-masks
-    quantization    cross-layer-equalize, convert-opset, infer-shapes, calibrate, keep-float,
-                    quantize-weights or round-weights, correct-bias, insert-qdq, check
+    quantization    equalize-gates, cross-layer-equalize, convert-opset, infer-shapes, calibrate,
+                    keep-float, quantize-weights or round-weights, correct-bias, insert-qdq, check
 
 An option that is None leaves the choice to the pass.
 """
@@ -16,9 +16,18 @@ from onnxdrp import passes as p
 from onnxdrp.errors import OptionError
 from onnxdrp.pipeline import Pass
 
-__all__ = ["BiasCorrection", "Rounding", "calibration", "preprocessing", "pruning", "quantization"]
+__all__ = [
+    "BiasCorrection",
+    "Equalization",
+    "Rounding",
+    "calibration",
+    "preprocessing",
+    "pruning",
+    "quantization",
+]
 
 BiasCorrection: TypeAlias = Literal["none", "fast", "sequential"]
+Equalization: TypeAlias = Literal["none", "gates", "all"]
 Rounding: TypeAlias = Literal["nearest", "second-order"]
 
 _BY_CHANNEL = 13  # the first opset with a scale for each channel
@@ -45,10 +54,18 @@ def pruning(masks: str | None, pattern: str | None, **selection: Any) -> list[Pa
 
 
 def calibration(
-    *, per_channel: bool | None, opset: int | None, equalize: bool, **options: Any
+    *, per_channel: bool | None, opset: int | None, equalize: Equalization, **options: Any
 ) -> list[Pass]:
-    """The passes up to calibrate; `options` are its own."""
-    equalizing: list[Pass] = [p.CrossLayerEqualize()] if equalize else []
+    """The passes up to calibrate; `options` are its own.
+
+    Args:
+        per_channel: of the pass that will round weights; it can raise the opset.
+        opset: of the result; None: what the target takes.
+        equalize: "gates": equalize-gates; "all": cross-layer-equalize, too; or "none".
+        options: of calibrate.
+    """
+    equalizing: list[Pass] = [] if equalize == "none" else [p.EqualizeGates()]
+    equalizing += [p.CrossLayerEqualize()] if equalize == "all" else []
     lowest = opset or (_BY_CHANNEL if per_channel else None)
     convert = p.ConvertOpset(minimum=lowest, maximum=opset)
     return [*equalizing, convert, p.InferShapes(), p.Calibrate(**_given(options))]

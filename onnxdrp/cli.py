@@ -228,7 +228,11 @@ _converting = _options(
         help="Activations have zero points although the target wants none.",
     ),
     click.option("--opset", type=int, help="Opset of the result [what the target takes]."),
-    click.option("--equalize", is_flag=True, help="Share weight sizes out between layers first."),
+    click.option(
+        "--equalize",
+        type=click.Choice(["none", "gates", "all"]),
+        help="Share sizes out between layers: through SiLU (gates), or wherever it goes.",
+    ),
 )
 _figures = _options(
     click.option("--data", type=click.Path(), help="Data for the figures [a part of --calib]."),

@@ -42,6 +42,7 @@ PASSES: dict[str, type[Pass]] = {
         passes.FoldConstants,
         passes.FuseBatchNorm,
         passes.Clean,
+        passes.EqualizeGates,
         passes.CrossLayerEqualize,
         passes.SelectLayers,
         passes.PruneBlocks,

@@ -10,7 +10,7 @@ PLAIN = {
     "per_channel": None,
     "reduce_range": None,
     "opset": None,
-    "equalize": False,
+    "equalize": "none",
     "keep_float": {},
     "rounding": "nearest",
     "weight_bits": None,
@@ -36,13 +36,14 @@ def test_the_plain_chain_is_what_reads_no_weights_twice():
 
 def test_each_option_adds_its_pass_at_its_place():
     steps = quantization(
-        equalize=True,
+        equalize="all",
         keep_float={"min_sqnr": 30.0, "max_drop": None},
         rounding="second-order",
         bias_correction="sequential",
     )
     assert [step.name for step in steps] == [
-        "cross-layer-equalize", "convert-opset", "infer-shapes", "calibrate", "keep-float",
+        "equalize-gates", "cross-layer-equalize", "convert-opset", "infer-shapes", "calibrate",
+        "keep-float",
         "round-weights", "correct-bias", "insert-qdq", "check",
     ]  # fmt: skip
     assert one(steps, p.KeepFloat).min_sqnr == 30
@@ -90,7 +91,7 @@ def test_strict_is_an_option_of_check():
 
 def test_calibration_ends_with_calibrate_and_hands_options_on():
     steps = chains.calibration(
-        per_channel=None, opset=None, equalize=False, method="entropy", exclude=("a",), sigmas=None
+        per_channel=None, opset=None, equalize="none", method="entropy", exclude=("a",), sigmas=None
     )
     assert steps[-1] == p.Calibrate(method="entropy", exclude=("a",))
 

@@ -677,7 +677,7 @@ def test_options_of_rounding_choose_the_passes(verb, net, out):
         "calibrate", "quantize-weights", "insert-qdq", "check",
     ]  # fmt: skip
     whole = call(
-        *base, "--equalize", "--keep-float", "auto", "--min-sqnr", 10, "--weight-bits", 4,
+        *base, "--equalize", "all", "--keep-float", "auto", "--min-sqnr", 10, "--weight-bits", 4,
         "--bias-correction", "sequential", "--reduce-range", "--opset", 15,
     )  # fmt: skip
     names = names_of_passes(whole)

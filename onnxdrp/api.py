@@ -468,7 +468,7 @@ def quantize(
         rounding: second-order, the default where there is data, rounds weights so that their errors
             cancel in the outputs of their layers (RoundWeights); nearest rounds each alone.
         weight_bits: 4: only the integers from -7 to 7, with second-order rounding; default 8.
-        bias_correction: fast, the default where there is data, or sequential (CorrectBias), or
+        bias_correction: sequential, the default where there is data, or fast (CorrectBias), or
             none.
         min_sqnr: leave the cheapest layers float with which no output has less SQNR, in dB
             (KeepFloat).
@@ -577,7 +577,7 @@ def _quantized(
         ranges=ranges,
         equalize=equalize or ("gates" if data and not ranges else "none"),
         rounding=rounding or (ROUNDING if data else "nearest"),
-        bias_correction=bias_correction or ("fast" if data else "none"),
+        bias_correction=bias_correction or ("sequential" if data else "none"),
         keep_float={"min_sqnr": min_sqnr, "max_drop": max_drop},
         **options,
     )

@@ -214,7 +214,7 @@ _quantizing = _options(
                  help="Of weights: each alone, or so that errors cancel [second-order]."),
     click.option("--weight-bits", type=click.Choice([8, 4]), help="Of weights [8]."),
     click.option("--bias-correction", type=click.Choice(["none", "fast", "sequential"]),
-                 help="Take the mean error out of each layer [fast]."),
+                 help="Take the mean error out of each layer [sequential]."),
     click.option("--min-sqnr", type=float, metavar="DB",
                  help="Of --keep-float auto: no output has less than this."),
     click.option("--max-drop", type=float, metavar="POINTS",

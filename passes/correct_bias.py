@@ -55,7 +55,7 @@ class CorrectBias(Pass):
 
     name: ClassVar[str] = "correct-bias"
 
-    mode: Literal["fast", "sequential"] = "fast"
+    mode: Literal["fast", "sequential"] = "sequential"
 
     def __post_init__(self) -> None:
         if self.mode not in ("fast", "sequential"):

@@ -49,7 +49,8 @@ Path_: TypeAlias = str | Path
 Tails: TypeAlias = Literal["two", "one", "abs"]
 _SWITCHES = ("per_channel", "reduce_range")  # False says something, too
 _PLAIN = "without calibration data weights are rounded to the nearest, and biases stay"
-ROUNDING: "Rounding" = "second-order"  # where there is data
+ROUNDING: "Rounding" = "second-order"  # this and the next where there is data
+BIAS_CORRECTION: "BiasCorrection" = "sequential"
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
 
 
@@ -577,7 +578,7 @@ def _quantized(
         ranges=ranges,
         equalize=equalize or ("gates" if data and not ranges else "none"),
         rounding=rounding or (ROUNDING if data else "nearest"),
-        bias_correction=bias_correction or ("sequential" if data else "none"),
+        bias_correction=bias_correction or (BIAS_CORRECTION if data else "none"),
         keep_float={"min_sqnr": min_sqnr, "max_drop": max_drop},
         **options,
     )

@@ -678,13 +678,13 @@ def test_options_of_rounding_choose_the_passes(verb, net, out):
     ]  # fmt: skip
     whole = call(
         *base, "--equalize", "all", "--keep-float", "auto", "--min-sqnr", 10, "--weight-bits", 4,
-        "--bias-correction", "sequential", "--reduce-range", "--opset", 15,
+        "--bias-correction", "fast", "--reduce-range", "--opset", 15,
     )  # fmt: skip
     names = names_of_passes(whole)
     assert "cross-layer-equalize" in names
     assert names[-5:] == ["keep-float", "round-weights", "correct-bias", "insert-qdq", "check"]
     assert Model.load(out).opset == 15
-    assert 'mode = "sequential"' in out.with_name("out.onnx.recipe.toml").read_text()
+    assert 'mode = "fast"' in out.with_name("out.onnx.recipe.toml").read_text()
 
 
 @pytest.mark.parametrize("verb", ["quantize", "optimize"])
@@ -715,3 +715,57 @@ def test_an_opset_that_the_target_does_not_take_is_said(net, out):
     assert result.exit_code == 0, result.stderr
     assert any("opset 17" in w for w in json.loads(result.stdout)["warnings"])
     refused(call(*base, *more, "--strict"), "opset 17", "drp-ai3")
+
+
+def test_targets_are_listed_and_shown(tmp_path):
+    result = call("targets")
+    assert result.exit_code == 0, result.stderr
+    names = [line.partition(":")[0] for line in result.stdout.splitlines()]
+    assert names == ["drp-ai3", "generic", "ort-cpu", "qnn-htp", "tensorrt"]
+    assert "zero point 0" in call("targets", "drp-ai3").stdout
+    own = tmp_path / "mine.toml"
+    own.write_text('base = "drp-ai3"\ndescription = "ours"\nper_channel = true\n')
+    (found,) = json.loads(call("targets", own, "--json").stdout)
+    assert (found["name"], found["description"]) == ("mine", "ours")
+    assert "each output channel" in found["weights"]
+    refused(call("targets", "drp-ai"), "drp-ai3")
+
+
+def test_sensitivity_is_shown_kept_and_gone_on_from(net, out):
+    sens, calib = out.with_name("s.json"), net.parent / "calib.npz"
+    base = ("sensitivity", net, "--calib", calib, "--target", "drp-ai3", "--samples", 6)
+    result = call(*base, "-o", sens)
+    assert result.exit_code == 0, result.stderr
+    assert {"conv1", "conv2", "fc"} <= {line.split()[0] for line in result.stdout.splitlines()[1:5]}
+    kept = json.loads(sens.read_text())
+    assert (kept["target"], kept["samples"], kept["complete"]) == ("drp-ai3", 6, True)
+    found = json.loads(call(*base, "--json").stdout)
+    assert found == kept
+    dearest = kept["units"].pop(0)
+    sens.write_text(json.dumps(kept))
+    assert call(*base, "-o", sens).exit_code == 0
+    assert json.loads(sens.read_text())["units"][0] == dearest
+    sens.write_text("[]")
+    refused(call(*base, "-o", sens), "s.json")
+
+
+def test_zero_points_stand_in_the_recipe(net, out):
+    calib = net.parent / "calib.npz"
+    base = ("quantize", net, "-o", out, "--calib", calib, "--target", "drp-ai3")
+
+    def points():
+        model = Model.load(out)
+        zeros = [model.weight(n) for n in model.weights() if n.endswith("_zero_point")]
+        return {int(z) for z in zeros if z.ndim == 0 and z.dtype == np.int8}
+
+    assert call(*base).exit_code == 0
+    assert points() == {0}
+    assert call(*base, "--activation-zeropoint").exit_code == 0
+    assert len(points()) > 1
+    recipe, first = out.with_name("out.onnx.recipe.toml"), out.read_bytes()
+    assert "activation_zeropoint = true" in recipe.read_text()
+    kept = out.with_name("kept.toml")
+    kept.write_text(recipe.read_text())
+    result = call("optimize", net, "-o", out, "--calib", calib, "--recipe", kept)
+    assert result.exit_code == 0, result.stderr
+    assert out.read_bytes() == first

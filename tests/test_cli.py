@@ -744,7 +744,9 @@ def test_sensitivity_is_shown_kept_and_gone_on_from(net, out):
     dearest = kept["units"].pop(0)
     sens.write_text(json.dumps(kept))
     assert call(*base, "-o", sens).exit_code == 0
-    assert json.loads(sens.read_text())["units"][0] == dearest
+    again = json.loads(sens.read_text())["units"][0]
+    assert again["name"] == dearest["name"]
+    assert again["sqnr_db"] == pytest.approx(dearest["sqnr_db"], abs=1e-3)  # other segments run
     sens.write_text("[]")
     refused(call(*base, "-o", sens), "s.json")
 

@@ -8,9 +8,10 @@
     3. The largest budget with which the goal is reached is found by bisection.
     4. Then units are given back, those of most cost per noise first, while the goal is reached.
 
-Each trial quantizes the whole model and runs it on the same samples. Elementwise operators between
-float layers follow by themselves (onnxdrp.plan). Fills ctx.kept_float and
-ctx.sensitivity; the model is not touched.
+Each trial quantizes the whole model, its weights to the nearest, and runs it on the same samples;
+what RoundWeights and CorrectBias gain comes on top. Elementwise operators between float layers
+follow by themselves (onnxdrp.plan). Fills ctx.kept_float and ctx.sensitivity; the model is not
+touched.
 """
 
 import math
@@ -20,12 +21,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxdrp.errors import CheckError, DataError, ModelError, OptionError
+from onnxdrp.errors import CheckError, OptionError
 from onnxdrp.layers import layers
 from onnxdrp.model import Model
 from onnxdrp.noise_budget import NoiseModel, largest_budget
 from onnxdrp.parameters import activation_parameters
 from onnxdrp.passes.insert_qdq import InsertQdq
+from onnxdrp.passes.measure_sensitivity import MeasureSensitivity, require_ranges
 from onnxdrp.passes.quantize_weights import QuantizeWeights
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Plan, make_plan
@@ -37,7 +39,6 @@ from onnxdrp.unit_sensitivity import (
     UnitSensitivity,
     few,
     noise_power,
-    quantization_sensitivity,
 )
 
 __all__ = ["KeepFloat"]
@@ -84,12 +85,7 @@ class KeepFloat(Pass):
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """There is data, ranges are known, and nothing is quantized yet."""
-        if ctx.reader is None:
-            raise DataError("keep-float needs data; give some hundred images or arrays (--calib)")
-        if not ctx.ranges:
-            raise ModelError("no ranges are known; run calibrate first")
-        if ctx.quantization:
-            raise ModelError("the weights are quantized already; run keep-float before that")
+        require_ranges(self, ctx)
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Measure, bisect, give back. Raises CheckError if the goal needs all layers float."""
@@ -110,7 +106,9 @@ class KeepFloat(Pass):
             "warnings": [],
         }
         if not search.reached(quantized):
-            ctx.sensitivity = self._sensitivity(model, ctx)
+            samples = min(_RANKED, self.samples or _RANKED)
+            MeasureSensitivity(samples, self.per_channel).run(model, ctx)
+            assert ctx.sensitivity is not None  # it has measured it
             chosen, reached = search.find(ctx.sensitivity)
             stats["kept"] = {unit.name: _reason(unit) for unit in chosen}
             stats["reached"] = _plain(reached)
@@ -122,20 +120,6 @@ class KeepFloat(Pass):
             stats["interval"] = list(interval)
             stats["warnings"] += self._coarse(trials.samples, *interval)
         return PassResult(modified=False, stats=stats)
-
-    def _sensitivity(self, model: Model, ctx: PassContext) -> Sensitivity:
-        assert ctx.reader is not None  # see requires
-        return quantization_sensitivity(
-            model,
-            ctx.reader,
-            ctx.target,
-            ctx.ranges,
-            kept_float=ctx.kept_float,
-            per_channel=self.per_channel,
-            samples=min(_RANKED, self.samples or _RANKED),
-            seed=ctx.seed,
-            progress=ctx.progress,
-        )
 
     def _coarse(self, samples: int, low: float, high: float) -> list[str]:
         """A warning where so few samples cannot tell that the goal is reached."""

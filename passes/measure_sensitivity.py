@@ -12,9 +12,24 @@ from onnxdrp.model import Model
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.unit_sensitivity import quantization_sensitivity
 
-__all__ = ["MeasureSensitivity"]
+__all__ = ["MeasureSensitivity", "require_ranges"]
 
 _SHOWN = 5
+
+
+def require_ranges(step: Pass, ctx: PassContext) -> None:
+    """There is data, ranges are known, and nothing is quantized yet.
+
+    Raises:
+        DataError: there is no data.
+        ModelError: calibrate has not run, or the weights are rounded already.
+    """
+    if ctx.reader is None:
+        raise DataError(f"{step.name} needs data; give some dozen images or arrays (--calib)")
+    if not ctx.ranges:
+        raise ModelError("no ranges are known; run calibrate first")
+    if ctx.quantization:
+        raise ModelError(f"the weights are quantized already; run {step.name} before that")
 
 
 @dataclass(frozen=True)
@@ -39,12 +54,7 @@ class MeasureSensitivity(Pass):
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """There is data, ranges are known, and nothing is quantized yet."""
-        if ctx.reader is None:
-            raise DataError("sensitivity needs data; give some dozen images or arrays (--calib)")
-        if not ctx.ranges:
-            raise ModelError("no ranges are known; run calibrate first")
-        if ctx.quantization:
-            raise ModelError("the weights are quantized already; start from the float model")
+        require_ranges(self, ctx)
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises ModelError if nothing is quantized, DataError where onnxruntime fails."""

@@ -268,11 +268,17 @@ class Model:
             raise ModelError(f"tensor {name!r} is computed, not stored; run FoldConstants first")
         return values
 
-    def set_weight(self, name: str, array: Array) -> None:
-        """Replace the values of a stored tensor; `array` becomes the model's and read-only."""
-        tensor = self.tensor(name)
+    def set_weight(self, tensor: gs.Tensor | str, array: Array) -> None:
+        """Replace the values of a stored tensor; `array` becomes the model's and read-only.
+
+        To look a name up goes through the graph: in loops, give the tensor itself.
+        """
+        if isinstance(tensor, str):
+            tensor = self.tensor(tensor)
         if not isinstance(tensor, gs.Constant):
-            raise ModelError(f"tensor {name!r} is computed, not stored; run FoldConstants first")
+            raise ModelError(
+                f"tensor {tensor.name!r} is computed, not stored; run FoldConstants first"
+            )
         tensor.values = array
         tensor._export_dtype = None  # the dtype of the new values holds
         self._adopt(tensor)

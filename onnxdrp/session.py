@@ -8,7 +8,7 @@ import onnxruntime as ort
 
 from onnxdrp.errors import ModelError
 from onnxdrp.modelfile import filled
-from onnxdrp.weights import Weights
+from onnxdrp.weights import Weights, tensors
 
 __all__ = ["open_session"]
 
@@ -55,15 +55,17 @@ def open_session(
     options.enable_mem_pattern = not tapped
     if threads is not None:
         options.intra_op_num_threads = threads
-    values = {}
+    values, given = {}, set()
     for tensor in skeleton.graph.initializer:
         weight = weights.of(tensor)
         if weight is not None and _is_native(tensor.data_type):
             values[tensor.name] = ort.OrtValue.ortvalue_from_numpy(weight.array())
+            given.add(weight.reference)
     options.add_external_initializers(list(values), list(values.values()))
-    # the others stay inside: weights of bodies and attributes, and types that numpy does not have
-    given = [w for t in skeleton.graph.initializer if t.name in values and (w := weights.of(t))]
-    whole = filled(skeleton, weights.copy(without=given))
+    # the others go inside: weights of bodies and attributes, and types that numpy does not have
+    inside = [weights.of(tensor) for tensor in tensors(skeleton.graph)]
+    rest = weights.part(w for w in inside if w is not None and w.reference not in given)
+    whole = filled(skeleton, rest)
     try:
         session = ort.InferenceSession(
             whole.SerializeToString(),

@@ -8,7 +8,7 @@ that was put in since.
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,12 +153,17 @@ class Weights:
         start = f"{path.resolve()}@"
         return any((w.origin or "").startswith(start) for w in self._entries.values())
 
-    def copy(self, without: Collection[Weight] = ()) -> "Weights":
-        """Another table of the same weights, less those named; references mean the same in both."""
+    def copy(self) -> "Weights":
+        """Another table of the same weights; references mean the same in both."""
         other = Weights()
-        left_out = {weight.reference for weight in without}
-        other._entries.update({r: w for r, w in self._entries.items() if r not in left_out})
+        other._entries.update(self._entries)
         other._count = self._count
+        return other
+
+    def part(self, weights: Iterable[Weight]) -> "Weights":
+        """A table of these of the weights alone, under the same references, to read from."""
+        other = Weights()
+        other._entries.update({weight.reference: weight for weight in weights})
         return other
 
 

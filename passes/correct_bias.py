@@ -149,11 +149,12 @@ def _fast(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[str, flo
     assert ctx.reference is not None
     beside = ctx.reference.clone()
     names, nodes = Names(beside), {node.name: node for node in beside.nodes()}
+    held, before = model.tensors(), ctx.reference.tensors()
     taps: dict[str, Tap] = {}
     for layer in layers:
         node = nodes[layer.node]
         name = names.fresh(f"{layer.node}_error")
-        error = model.weight(layer.weight) - ctx.reference.weight(layer.weight)
+        error = _values(model, held[layer.weight]) - _values(beside, before[layer.weight])
         weight = gs.Constant(names.fresh(f"{name}_weight"), error)
         output = gs.Variable(names.fresh(f"{name}_output"), np.float32)
         inputs = [node.inputs[0], weight]
@@ -167,7 +168,7 @@ def _fast(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[str, flo
         workers=ctx.workers,
         progress=ctx.progress,
     )
-    return {layer.node: _shift(model, layer, -found[layer.node].mean) for layer in layers}
+    return {x.node: _shift(model, held[x.bias], -found[x.node].mean) for x in layers}
 
 
 def _sequential(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[str, float]:
@@ -182,6 +183,7 @@ def _sequential(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[st
     behind = curves(model, plan.nodes)
     rounded = noisy_copy(model, ctx)
     pair = {"float": ctx.reference, "rounded": rounded}
+    held, walked = model.tensors(), rounded.tensors()
     shifts: dict[str, float] = {}
     for stop in walk(pair, ctx.reader, cuts, workers=ctx.workers, progress=ctx.progress):
         here = at[stop.cut[0]]
@@ -194,13 +196,19 @@ def _sequential(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[st
         }
         found = stop.observe(taps)
         for layer in here:
-            shifts[layer.node] = _shift(model, layer, found[layer.node])
-            rounded.set_weight(layer.bias, model.weight(layer.bias))
+            shifts[layer.node] = _shift(model, held[layer.bias], found[layer.node])
+            rounded.set_weight(walked[layer.bias], _values(model, held[layer.bias]))
     return shifts
 
 
-def _shift(model: Model, layer: _Layer, by: Array) -> float:
-    """Add to the bias of a layer; the largest of the shifts."""
-    bias = model.weight(layer.bias)
-    model.set_weight(layer.bias, (bias + by.reshape(bias.shape)).astype(np.float32))
+def _shift(model: Model, bias: gs.Tensor, by: Array) -> float:
+    """Add to a bias; the largest of the shifts."""
+    values = _values(model, bias)
+    model.set_weight(bias, (values + by.reshape(values.shape)).astype(np.float32))
     return float(np.abs(by).max(initial=0))
+
+
+def _values(model: Model, tensor: gs.Tensor) -> Array:
+    values = model.constant(tensor)
+    assert values is not None  # the plan names stored tensors only
+    return values

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.model import Model
@@ -78,10 +79,12 @@ class RoundWeights(QuantizeWeights):
     ) -> tuple[dict[str, QuantParams], dict[str, Any]]:
         """Round weight by weight, from the inputs of the model on."""
         assert ctx.reader is not None  # `requires` has seen it
-        params = {name: self._params(model, name, p) for name, p in grids.params.items()}
+        held = {name: grids.tensor(name) for name in grids.params}
+        params = {name: self._params(model, held[name], p) for name, p in grids.params.items()}
         layers, nearest = _layers(model, grids)
         for name in nearest:
-            model.set_weight(name, fake_quantize(model.weight(name), params[name]))
+            values = _values(model, held[name])
+            model.set_weight(held[name], fake_quantize(values, params[name]))
         missing = Counter(name for at in layers.values() for name, _ in at)
         found: dict[str, Array] = {}
         error: dict[str, float] = {}
@@ -102,14 +105,14 @@ class RoundWeights(QuantizeWeights):
                 if not missing[name]:
                     xx, p = found.pop(name), params[name]
                     limit = min(self._limit, grids.limit)
-                    error[name] = self._round_one(model, name, unfolding, p, xx, limit)
+                    error[name] = self._round_one(model, held[name], unfolding, p, xx, limit)
         return params, {"error": error, "nearest": nearest}
 
-    def _params(self, model: Model, name: str, params: QuantParams) -> QuantParams:
+    def _params(self, model: Model, tensor: gs.Tensor, params: QuantParams) -> QuantParams:
         """The grid for the bits asked for, never finer than the one that suits the bias."""
         if self.bits == 8:
             return params
-        peak = weight_absmax(model.weight(name), params.axis)
+        peak = weight_absmax(_values(model, tensor), params.axis)
         scale = np.maximum(params.scale, peak / np.float32(self._limit))
         return QuantParams.symmetric(scale, axis=params.axis)
 
@@ -120,14 +123,14 @@ class RoundWeights(QuantizeWeights):
     def _round_one(
         self,
         model: Model,
-        name: str,
+        tensor: gs.Tensor,
         unfolding: Unfolding,
         params: QuantParams,
         xx: Array,
         limit: int,
     ) -> float:
         """Round one weight; its error as a share of that of the nearest."""
-        matrix = unfolding.matrix(model.weight(name))
+        matrix = unfolding.matrix(_values(model, tensor))
         scale = np.broadcast_to(params.scale, matrix.shape[0] * matrix.shape[1])
         rounded = round_rows(
             matrix,
@@ -137,9 +140,15 @@ class RoundWeights(QuantizeWeights):
             damping=self.damping,
             order=self.order,
         )
-        model.set_weight(name, dequantize(unfolding.weight(rounded.codes), params))
+        model.set_weight(tensor, dequantize(unfolding.weight(rounded.codes), params))
         whole = float(rounded.nearest.sum())
         return float(rounded.error.sum()) / whole if whole else 1.0
+
+
+def _values(model: Model, tensor: gs.Tensor) -> Array:
+    values = model.constant(tensor)
+    assert values is not None  # the plan names stored tensors only
+    return values
 
 
 def _layers(

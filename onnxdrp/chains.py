@@ -92,12 +92,13 @@ def quantization(
         weight_bits: of round-weights.
         bias_correction: the mode of correct-bias, or none.
         strict: of check.
-        calibrating: as for `calibration`.
+        calibrating: as for `calibration`; its memory_limit holds for what comes after, too.
 
     Raises:
         OptionError: an option is out of its range, or would be ignored.
     """
     grid = _given({"per_channel": per_channel, "reduce_range": reduce_range})
+    memory = _given({"memory_limit": calibrating.get("memory_limit")})
     steps = calibration(per_channel=per_channel, **calibrating)
     if goal := _given(keep_float):
         steps.append(p.KeepFloat(**goal, per_channel=per_channel))
@@ -106,9 +107,9 @@ def quantization(
     if rounding == "nearest":
         steps.append(p.QuantizeWeights(**grid))
     else:
-        steps.append(p.RoundWeights(**grid, **_given({"bits": weight_bits})))
+        steps.append(p.RoundWeights(**grid, **memory, **_given({"bits": weight_bits})))
     if bias_correction != "none":
-        steps.append(p.CorrectBias(mode=bias_correction))
+        steps.append(p.CorrectBias(mode=bias_correction, **memory))
     return [*steps, p.InsertQdq(), p.Check(strict=strict)]
 
 

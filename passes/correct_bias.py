@@ -51,15 +51,19 @@ class CorrectBias(Pass):
 
     Attributes:
         mode: "fast", in one forward; "sequential", layer by layer, in about four.
+        memory_limit: bytes of activations held in memory; more go to a temporary file.
     """
 
     name: ClassVar[str] = "correct-bias"
 
     mode: Literal["fast", "sequential"] = "sequential"
+    memory_limit: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.mode not in ("fast", "sequential"):
             raise OptionError(f"mode {self.mode!r}: there are fast and sequential")
+        if self.memory_limit < 1:
+            raise OptionError(f"memory_limit {self.memory_limit}: give a number of bytes above 0")
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """Weights are rounded, what they were is known, and there is data."""
@@ -74,7 +78,7 @@ class CorrectBias(Pass):
         """Give each layer a bias of its own, then shift it."""
         layers, skipped = _layers(model, ctx)
         shift = _sequential if self.mode == "sequential" else _fast
-        corrected = shift(model, ctx, layers) if layers else {}
+        corrected = shift(model, ctx, layers, self.memory_limit) if layers else {}
         stats = {"corrected": corrected, "skipped": skipped}
         return PassResult(modified=bool(corrected), stats=stats)
 
@@ -143,7 +147,9 @@ class _OwnBias:
         return str(node.inputs[place].name)
 
 
-def _fast(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[str, float]:
+def _fast(
+    model: Model, ctx: PassContext, layers: list[_Layer], memory_limit: int
+) -> dict[str, float]:
     """Beside each layer of the float model, the same with the errors of its weights."""
     assert ctx.reader is not None
     assert ctx.reference is not None
@@ -164,6 +170,7 @@ def _fast(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[str, flo
         beside,
         ctx.reader,
         taps,
+        memory_limit=memory_limit,
         executor=ctx.executor,
         workers=ctx.workers,
         progress=ctx.progress,
@@ -171,7 +178,9 @@ def _fast(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[str, flo
     return {x.node: _shift(model, held[x.bias], -found[x.node].mean) for x in layers}
 
 
-def _sequential(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[str, float]:
+def _sequential(
+    model: Model, ctx: PassContext, layers: list[_Layer], memory_limit: int
+) -> dict[str, float]:
     """Both models side by side, the rounded one with the biases that it has by then."""
     assert ctx.reader is not None
     assert ctx.reference is not None
@@ -185,7 +194,15 @@ def _sequential(model: Model, ctx: PassContext, layers: list[_Layer]) -> dict[st
     pair = {"float": ctx.reference, "rounded": rounded}
     held, walked = model.tensors(), rounded.tensors()
     shifts: dict[str, float] = {}
-    for stop in walk(pair, ctx.reader, cuts, workers=ctx.workers, progress=ctx.progress):
+    stops = walk(
+        pair,
+        ctx.reader,
+        cuts,
+        memory_limit=memory_limit,
+        workers=ctx.workers,
+        progress=ctx.progress,
+    )
+    for stop in stops:
         here = at[stop.cut[0]]
         taps = {
             layer.node: Tap(

@@ -49,6 +49,7 @@ class RoundWeights(QuantizeWeights):
         order: which inputs are rounded first: "activation", those that carry most; or "natural".
         damping: this share of the mean input power is added to that of each input.
         positions: output positions of each sample that are looked at.
+        memory_limit: bytes of activations held in memory; more go to a temporary file.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -57,6 +58,7 @@ class RoundWeights(QuantizeWeights):
     order: Order = "activation"
     damping: float = 0.01
     positions: int = 64
+    memory_limit: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 4):
@@ -67,6 +69,8 @@ class RoundWeights(QuantizeWeights):
             raise OptionError(f"damping {self.damping} is outside (0, 10]; 0.01 is usual")
         if self.positions < 1:
             raise OptionError(f"{self.positions} positions of a sample: give 1 or more")
+        if self.memory_limit < 1:
+            raise OptionError(f"memory_limit {self.memory_limit}: give a number of bytes above 0")
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """As QuantizeWeights, and there is data."""
@@ -91,7 +95,15 @@ class RoundWeights(QuantizeWeights):
         cuts = [cut for cut in default_cuts(model) if cut[0] in layers]
         if not cuts:
             return params, {"error": error, "nearest": nearest}
-        for stop in walk(model, ctx.reader, cuts, workers=ctx.workers, progress=ctx.progress):
+        stops = walk(
+            model,
+            ctx.reader,
+            cuts,
+            memory_limit=self.memory_limit,
+            workers=ctx.workers,
+            progress=ctx.progress,
+        )
+        for stop in stops:
             here, tensor = layers[stop.cut[0]], stop.cut[0]
             taps = {
                 i: Tap(tensor, Moments(unfolding, self.positions, ctx.seed))

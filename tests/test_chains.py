@@ -107,3 +107,11 @@ def test_preprocessing_freezes_and_cuts_first():
     steps = chains.preprocessing({"x": [1, 3, 8, 8]}, ["y"])
     assert steps[:2] == [p.FreezeShapes({"x": (1, 3, 8, 8)}), p.Cut(("y",))]
     assert [s.name for s in chains.preprocessing(None, None)] == [s.name for s in steps[2:]]
+
+
+def test_the_memory_limit_holds_for_every_pass_that_runs_the_model():
+    steps = quantization(
+        memory_limit=1 << 20, rounding="second-order", bias_correction="sequential"
+    )
+    kinds = (p.Calibrate, p.RoundWeights, p.CorrectBias)
+    assert [one(steps, kind).memory_limit for kind in kinds] == [1 << 20] * 3

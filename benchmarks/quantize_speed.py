@@ -6,11 +6,11 @@ seconds of its pass `calibrate`. Imports are not in the times: the first call is
 at most 1.5 times the calibration.
 
 Graph: the same on generated networks (stacked.py) of 1,000, 2,000 and 4,000 nodes, fed four tiny
-images. The graph part is all passes but those that run the model on the data; what onnxruntime takes
-in them to open sessions (`check` opens the INT8 model, of three times as many nodes) is shown beside it, since it
-is not work of this project. `plan` is a part of calibrate, quantize-weights and insert-qdq,
-measured by itself. Bars: under 2 s for 2,000 nodes without onnxruntime's part, and twice the nodes
-take twice the time.
+images. The graph part is all passes but those that run the model on the data; what onnxruntime
+takes in them to open sessions (`check` opens the INT8 model, of three times as many nodes) is shown
+beside it, since it is not work of this project. `plan` is a part of calibrate, quantize-weights and
+insert-qdq, measured by itself. Bars: under 2 s for 2,000 nodes without onnxruntime's part, and
+twice the nodes take twice the time.
 
 All are medians of repeats, of which each runs every size once. `--profile` lists the functions that
 take longest at 2,000 nodes.

@@ -7,8 +7,8 @@ of which it is a kind: same grids, same tables. Layers are visited from the inpu
 what the rounded weights before it make of the samples; one layer's X'X is held at a time. No output
 errs more than if its weights had been rounded to the nearest, and zeros stay zero.
 
-Weights that cannot be seen as rows, or are read by layers in different ways, are rounded to the
-nearest; the figures say which and why.
+Weights that cannot be seen as rows, are read by layers in different ways, or have more inputs than
+memory for their X'X, are rounded to the nearest; the figures say which and why.
 """
 
 from collections import Counter
@@ -35,6 +35,9 @@ __all__ = ["RoundWeights"]
 
 Array = npt.NDArray[Any]
 
+_COPIES = 5  # of X'X, at most at a time
+_TOO_LARGE = "more than moments_limit"
+
 
 @dataclass(frozen=True)
 class RoundWeights(QuantizeWeights):
@@ -50,6 +53,8 @@ class RoundWeights(QuantizeWeights):
         damping: this share of the mean input power is added to that of each input.
         positions: output positions of each sample that are looked at.
         memory_limit: bytes of activations held in memory; more go to a temporary file.
+        moments_limit: a weight whose X'X takes more bytes than this, in five copies, is rounded to
+            the nearest.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -59,6 +64,7 @@ class RoundWeights(QuantizeWeights):
     damping: float = 0.01
     positions: int = 64
     memory_limit: int = 1 << 30
+    moments_limit: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 4):
@@ -69,8 +75,9 @@ class RoundWeights(QuantizeWeights):
             raise OptionError(f"damping {self.damping} is outside (0, 10]; 0.01 is usual")
         if self.positions < 1:
             raise OptionError(f"{self.positions} positions of a sample: give 1 or more")
-        if self.memory_limit < 1:
-            raise OptionError(f"memory_limit {self.memory_limit}: give a number of bytes above 0")
+        for limit in ("memory_limit", "moments_limit"):
+            if getattr(self, limit) < 1:
+                raise OptionError(f"{limit} {getattr(self, limit)}: give a number of bytes above 0")
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """As QuantizeWeights, and there is data."""
@@ -85,16 +92,18 @@ class RoundWeights(QuantizeWeights):
         assert ctx.reader is not None  # `requires` has seen it
         held = {name: grids.tensor(name) for name in grids.params}
         params = {name: self._params(model, held[name], p) for name, p in grids.params.items()}
-        layers, nearest = _layers(model, grids)
+        layers, nearest = _layers(model, grids, self.moments_limit)
         for name in nearest:
             values = _values(model, held[name])
             model.set_weight(held[name], fake_quantize(values, params[name]))
+        large = [name for name, why in nearest.items() if why.endswith(_TOO_LARGE)]
+        warnings = [f"weight {name!r} is rounded to the nearest: {nearest[name]}" for name in large]
         missing = Counter(name for at in layers.values() for name, _ in at)
         found: dict[str, Array] = {}
         error: dict[str, float] = {}
         cuts = [cut for cut in default_cuts(model) if cut[0] in layers]
         if not cuts:
-            return params, {"error": error, "nearest": nearest}
+            return params, {"error": error, "nearest": nearest, "warnings": warnings}
         stops = walk(
             model,
             ctx.reader,
@@ -118,7 +127,7 @@ class RoundWeights(QuantizeWeights):
                     xx, p = found.pop(name), params[name]
                     limit = min(self._limit, grids.limit)
                     error[name] = self._round_one(model, held[name], unfolding, p, xx, limit)
-        return params, {"error": error, "nearest": nearest}
+        return params, {"error": error, "nearest": nearest, "warnings": warnings}
 
     def _params(self, model: Model, tensor: gs.Tensor, params: QuantParams) -> QuantParams:
         """The grid for the bits asked for, never finer than the one that suits the bias."""
@@ -157,6 +166,12 @@ class RoundWeights(QuantizeWeights):
         return float(rounded.error.sum()) / whole if whole else 1.0
 
 
+def _moments_bytes(model: Model, tensor: gs.Tensor, way: Unfolding) -> int:
+    """What X'X takes with its factor and what is made on the way to both."""
+    groups, _, columns = way.matrix(_values(model, tensor)).shape
+    return _COPIES * 8 * int(groups) * int(columns) ** 2
+
+
 def _values(model: Model, tensor: gs.Tensor) -> Array:
     values = model.constant(tensor)
     assert values is not None  # the plan names stored tensors only
@@ -164,7 +179,7 @@ def _values(model: Model, tensor: gs.Tensor) -> Array:
 
 
 def _layers(
-    model: Model, grids: Grids
+    model: Model, grids: Grids, moments_limit: int
 ) -> tuple[dict[str, list[tuple[str, Unfolding]]], dict[str, str]]:
     """{tensor: weights that multiply it, and how}; and why other weights have no such rows."""
     varying = {cut[0] for cut in default_cuts(model)}
@@ -181,6 +196,8 @@ def _layers(
             nearest[name] = "its layers see it in different ways"
         elif not varying.issuperset(data):
             nearest[name] = "its layer reads what is the same for every sample"
+        elif (needed := _moments_bytes(model, grids.tensor(name), ways[0])) > moments_limit:
+            nearest[name] = f"its moments take {needed / 1e9:.1f} GB, {_TOO_LARGE}"
         else:
             for tensor, way in zip(data, ways, strict=True):
                 layers.setdefault(tensor, []).append((name, way))

@@ -336,6 +336,19 @@ def test_what_has_no_rows_is_rounded_to_the_nearest_with_a_reason():
     np.testing.assert_array_equal(model.weight("w"), nearest.weight("w"))
 
 
+def test_a_weight_with_too_many_inputs_for_memory_is_rounded_to_the_nearest():
+    proto = one_layer("Conv", normal([4, 8, 3, 3], 1))
+    figures = {}
+    for limit in (5 * 8 * 72**2, 5 * 8 * 72**2 - 1):
+        figures[limit] = rounded(proto, moments_limit=limit)[-1]
+    enough, short = figures.values()
+    assert enough["nearest"] == {}
+    assert enough["warnings"] == []
+    assert "more than moments_limit" in short["nearest"]["w"]
+    assert "weight 'w' is rounded to the nearest" in short["warnings"][0]
+    assert (list(enough["error"]), list(short["error"])) == (["w"], [])
+
+
 def test_later_layers_see_what_rounded_ones_make():
     """With weights of four bits before it, a layer's inputs are others than the float ones."""
     proto, x = mlp(8, 32, 32), {"x": smooth((256, 8))}

@@ -395,13 +395,8 @@ def calibrate(
         per_channel=None,
         opset=opset,
         equalize=equalize,
-        method=method,
-        percentile=percentile,
-        tails=tails,
-        sigmas=sigmas,
+        **_measuring(method, percentile, tails, sigmas, skip_bad_samples, memory_limit),
         **_leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail),
-        skip_bad_samples=skip_bad_samples,
-        memory_limit=memory_limit,
     )
     return job.run(steps)
 

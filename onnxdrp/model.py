@@ -261,18 +261,22 @@ class Model:
         """The names of all tensors whose values are stored in the model."""
         return [name for name, t in self.tensors().items() if isinstance(t, gs.Constant)]
 
-    def weight(self, name: str) -> Array:
-        """The values of a stored tensor, read-only; raises ModelError if they are computed."""
-        values = self.constant(self.tensor(name))
-        if values is None:
-            raise ModelError(f"tensor {name!r} is computed, not stored; run FoldConstants first")
-        return values
-
-    def set_weight(self, tensor: gs.Tensor | str, array: Array) -> None:
-        """Replace the values of a stored tensor; `array` becomes the model's and read-only.
+    def weight(self, tensor: gs.Tensor | str) -> Array:
+        """The values of a stored tensor, read-only; raises ModelError if they are computed.
 
         To look a name up goes through the graph: in loops, give the tensor itself.
         """
+        if isinstance(tensor, str):
+            tensor = self.tensor(tensor)
+        values = self.constant(tensor)
+        if values is None:
+            raise ModelError(
+                f"tensor {tensor.name!r} is computed, not stored; run FoldConstants first"
+            )
+        return values
+
+    def set_weight(self, tensor: gs.Tensor | str, array: Array) -> None:
+        """Replace the values of a stored tensor; `array` becomes the model's and read-only."""
         if isinstance(tensor, str):
             tensor = self.tensor(tensor)
         if not isinstance(tensor, gs.Constant):

@@ -182,13 +182,12 @@ def mse_of(
     sums = [_running(counts * power) for power in (np.ones_like(made), made, made**2)]
 
     ratios = np.append(_COARSE ** -np.arange(0.0, 156.0), 0)
-    low, high = ratios * min(extremes.low, 0.0), ratios * max(extremes.high, 0.0)
     if symmetric:
         high = ratios[:-1] * max(-extremes.low, extremes.high)
         low, step = -high, high / grid.steps
     else:
-        low, high = (end[:, None] for end in (low, high))
-        low, high = low, high.T
+        low = ratios[:, None] * min(extremes.low, 0.0)
+        high = ratios * max(extremes.high, 0.0)
         step = (high - low) / grid.steps
     first = np.clip(np.floor(low / width).astype(np.int64), -bins, bins) + bins
     last = np.clip(np.ceil(high / width).astype(np.int64), -bins, bins) + bins

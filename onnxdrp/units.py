@@ -163,7 +163,7 @@ class Units:
             activation_parameters(self.model, self._plan, own.ranges, own.target)
         )
         self._params.update(own.quantization)
-        self._rounded = rounded
+        self._rounded, self._held = rounded, rounded.tensors()
         self._skeleton = self.model.skeleton()
         self._protos = {node.name: node for node in self._skeleton.graph.node}
         self._nodes = {node.name: node for node in self.model.nodes()}
@@ -205,9 +205,7 @@ class Units:
         if (use := plan.layers.get(head)) is None:
             return found
         weight = node.inputs[use.weight].name
-        rounded = self._rounded.constant(weight)
-        assert rounded is not None  # the plan names stored tensors only
-        found[weight] = rounded
+        found[weight] = self._rounded.weight(self._held[weight])
         if head in plan.biases:
             holder, place = plan.biases[head]
             bias = self._nodes[holder].inputs[place]
@@ -221,8 +219,7 @@ class Units:
 
     def _values(self, tensor: gs.Tensor, outputs: int | None = None) -> Array:
         """Stored values; with `outputs`, one for each of these."""
-        values = self.model.constant(tensor)
-        assert values is not None  # the plan names stored tensors only
+        values = self.model.weight(tensor)
         return values if outputs is None else np.broadcast_to(values.reshape(-1), outputs)
 
     def _graph(self, nodes: list[gs.Node], inputs: Mapping[str, Any]) -> onnx.ModelProto:

@@ -32,7 +32,7 @@ from onnxdrp.observe import observe
 from onnxdrp.passes.edit import Names
 from onnxdrp.passes.noisy import noisy_copy
 from onnxdrp.pipeline import Pass, PassContext, PassResult
-from onnxdrp.plan import make_plan
+from onnxdrp.plan import Plan, make_plan
 from onnxdrp.segments import default_cuts
 from onnxdrp.shifts import Shift
 from onnxdrp.taps import Tap
@@ -76,9 +76,13 @@ class CorrectBias(Pass):
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Give each layer a bias of its own, then shift it."""
-        layers, skipped = _layers(model, ctx)
-        shift = _sequential if self.mode == "sequential" else _fast
-        corrected = shift(model, ctx, layers, self.memory_limit) if layers else {}
+        plan = make_plan(model, ctx.target, ctx.kept_float)
+        layers, skipped = _layers(model, plan)
+        corrected: dict[str, float] = {}
+        if layers and self.mode == "sequential":
+            corrected = _sequential(model, ctx, plan, layers, self.memory_limit)
+        elif layers:
+            corrected = _fast(model, ctx, layers, self.memory_limit)
         stats = {"corrected": corrected, "skipped": skipped}
         return PassResult(modified=bool(corrected), stats=stats)
 
@@ -95,10 +99,9 @@ class _Layer:
     axis: int
 
 
-def _layers(model: Model, ctx: PassContext) -> tuple[list[_Layer], dict[str, str]]:
+def _layers(model: Model, plan: Plan) -> tuple[list[_Layer], dict[str, str]]:
     """The layers of the plan, each with a bias of its own; and why others can have none."""
     nodes = {node.name: node for node in model.nodes()}
-    plan = make_plan(model, ctx.target, ctx.kept_float)
     varying = {cut[0] for cut in default_cuts(model)}
     own = _OwnBias(model)
     layers, skipped = [], {}
@@ -138,8 +141,7 @@ class _OwnBias:
             node.attrs.pop("beta", None)  # of a Gemm: it multiplied nothing
             return name
         tensor = node.inputs[place]
-        values = self.model.constant(tensor)
-        assert values is not None  # the plan names stored tensors only
+        values = self.model.weight(tensor)
         alone = len(tensor.outputs) == 1 and tensor.name not in self.protected
         if not alone or values.size != outputs:
             wide = values if values.size == outputs else np.broadcast_to(values.ravel(), outputs)
@@ -160,7 +162,7 @@ def _fast(
     for layer in layers:
         node = nodes[layer.node]
         name = names.fresh(f"{layer.node}_error")
-        error = _values(model, held[layer.weight]) - _values(beside, before[layer.weight])
+        error = model.weight(held[layer.weight]) - ctx.reference.weight(before[layer.weight])
         weight = gs.Constant(names.fresh(f"{name}_weight"), error)
         output = gs.Variable(names.fresh(f"{name}_output"), np.float32)
         inputs = [node.inputs[0], weight]
@@ -179,7 +181,7 @@ def _fast(
 
 
 def _sequential(
-    model: Model, ctx: PassContext, layers: list[_Layer], memory_limit: int
+    model: Model, ctx: PassContext, plan: Plan, layers: list[_Layer], memory_limit: int
 ) -> dict[str, float]:
     """Both models side by side, the rounded one with the biases that it has by then."""
     assert ctx.reader is not None
@@ -188,7 +190,6 @@ def _sequential(
     for layer in layers:
         at.setdefault(layer.data, []).append(layer)
     cuts = [cut for cut in default_cuts(model) if cut[0] in at]
-    plan = make_plan(model, ctx.target, ctx.kept_float)
     behind = curves(model, plan.nodes)
     rounded = noisy_copy(model, ctx)
     pair = {"float": ctx.reference, "rounded": rounded}
@@ -214,18 +215,12 @@ def _sequential(
         found = stop.observe(taps)
         for layer in here:
             shifts[layer.node] = _shift(model, held[layer.bias], found[layer.node])
-            rounded.set_weight(walked[layer.bias], _values(model, held[layer.bias]))
+            rounded.set_weight(walked[layer.bias], model.weight(held[layer.bias]))
     return shifts
 
 
 def _shift(model: Model, bias: gs.Tensor, by: Array) -> float:
     """Add to a bias; the largest of the shifts."""
-    values = _values(model, bias)
+    values = model.weight(bias)
     model.set_weight(bias, (values + by.reshape(values.shape)).astype(np.float32))
     return float(np.abs(by).max(initial=0))
-
-
-def _values(model: Model, tensor: gs.Tensor) -> Array:
-    values = model.constant(tensor)
-    assert values is not None  # the plan names stored tensors only
-    return values

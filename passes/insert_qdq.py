@@ -18,10 +18,10 @@ from typing import ClassVar
 
 from onnxdrp.errors import ModelError
 from onnxdrp.model import Model
-from onnxdrp.operators import changes_nothing, clip_bounds, data_inputs
+from onnxdrp.operators import changes_nothing, clip_bounds
 from onnxdrp.parameters import activation_parameters, uses_by_weight
 from onnxdrp.passes.edit import producer
-from onnxdrp.passes.qdq import Reader, Writer, readers_of
+from onnxdrp.passes.qdq import Writer, rounded_for
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.plan import Operand, Plan, make_plan
 from onnxdrp.quantization import QuantParams, bias_params
@@ -141,13 +141,6 @@ class _Insert:
         tensors = self.model.tensors()
         names = [key for key in self.plan.groups if isinstance(key, str)]
         for name in names:
-            tensor, maker = tensors[name], producer(tensors[name])
-            whole = maker is not None and maker.name in self.plan.nodes
-            readers = [r for r in readers_of(tensor) if whole or self._quantized(r)]
-            self.writer.activation(tensor, readers, self.params[name], rename=whole)
+            readers, whole = rounded_for(self.plan, tensors[name])
+            self.writer.activation(tensors[name], readers, self.params[name], rename=whole)
         return len(names)
-
-    def _quantized(self, reader: Reader) -> bool:
-        node, place = reader
-        kind = self.plan.nodes.get(node.name)
-        return kind is not None and place in ([0] if kind == "same" else data_inputs(node))

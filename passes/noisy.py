@@ -7,11 +7,9 @@ replaced while the model runs (onnxdrp.walk).
 
 from onnxdrp.errors import ModelError
 from onnxdrp.model import Model
-from onnxdrp.operators import data_inputs
-from onnxdrp.passes.edit import producer
-from onnxdrp.passes.qdq import Reader, Writer, readers_of
+from onnxdrp.passes.qdq import Writer, rounded_for
 from onnxdrp.pipeline import PassContext
-from onnxdrp.plan import Plan, make_plan
+from onnxdrp.plan import make_plan
 
 __all__ = ["noisy_copy"]
 
@@ -32,16 +30,7 @@ def noisy_copy(model: Model, ctx: PassContext) -> Model:
     copy = model.clone()
     tensors, writer = copy.tensors(), Writer(copy)
     for name in [key for key in plan.groups if isinstance(key, str)]:
-        tensor = tensors[name]
-        maker = producer(tensor)
-        whole = maker is not None and maker.name in plan.nodes
-        readers = [r for r in readers_of(tensor) if whole or _quantized(plan, r)]
-        writer.activation(tensor, readers, ctx.quantization[name], rename=False)
+        readers, _ = rounded_for(plan, tensors[name])
+        writer.activation(tensors[name], readers, ctx.quantization[name], rename=False)
     writer.finish()
     return copy
-
-
-def _quantized(plan: Plan, reader: Reader) -> bool:
-    node, place = reader
-    kind = plan.nodes.get(node.name)
-    return kind is not None and place in ([0] if kind == "same" else data_inputs(node))

@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import ModelError
 from onnxdrp.model import Model
+from onnxdrp.operators import data_inputs
 from onnxdrp.passes.edit import Names, disconnect, producer
+from onnxdrp.plan import Plan
 from onnxdrp.quantization import QuantParams, quantize
 
-__all__ = ["Reader", "Writer", "readers_of"]
+__all__ = ["Reader", "Writer", "readers_of", "rounded_for"]
 
 _CONTRIBUTED = "com.microsoft"
 
@@ -33,6 +34,22 @@ def readers_of(tensor: gs.Tensor) -> list[Reader]:
     """Every node and place that reads a tensor in the top graph."""
     nodes = {id(node): node for node in tensor.outputs}.values()
     return [(n, i) for n in nodes for i, t in enumerate(n.inputs) if t is tensor]
+
+
+def rounded_for(plan: Plan, tensor: gs.Tensor) -> tuple[list[Reader], bool]:
+    """Who reads an activation rounded, and whether that is everybody.
+
+    It is everybody where a quantized node gives it, else those that read it as data.
+    """
+    maker = producer(tensor)
+    whole = maker is not None and maker.name in plan.nodes
+    return [r for r in readers_of(tensor) if whole or _as_data(plan, r)], whole
+
+
+def _as_data(plan: Plan, reader: Reader) -> bool:
+    node, place = reader
+    kind = plan.nodes.get(node.name)
+    return kind is not None and place in ([0] if kind == "same" else data_inputs(node))
 
 
 class Writer:
@@ -58,7 +75,7 @@ class Writer:
         """Give a reader a stored tensor of its own, of this shape, if it has not one already."""
         node, place = reader
         old = node.inputs[place]
-        values = self._values(old)
+        values = self.model.weight(old)
         alone = len(old.outputs) == 1 and old.name not in self.protected
         if alone and shape in (None, values.shape):
             return
@@ -69,7 +86,7 @@ class Writer:
     def stored(self, readers: Sequence[Reader], params: QuantParams) -> None:
         """Make a stored tensor integers; `readers`, all that it has, dequantize it."""
         node, place = readers[0]
-        name, values = node.inputs[place].name, self._values(node.inputs[place])
+        name, values = node.inputs[place].name, self.model.weight(node.inputs[place])
         codes = gs.Constant(name, quantize(values, params))
         floats = self._variable(f"{name}_DequantizeLinear_Output", np.float32, values.shape)
         for reader, i in readers:
@@ -79,11 +96,6 @@ class Writer:
                 "DequantizeLinear", name, [codes, *self._numbers(name, params)], floats, params
             )
         )
-
-    def _values(self, tensor: gs.Tensor) -> npt.NDArray[Any]:
-        values = self.model.constant(tensor)
-        assert values is not None  # the plan names stored tensors only
-        return values
 
     def activation(
         self, tensor: gs.Tensor, readers: Sequence[Reader], params: QuantParams, *, rename: bool

@@ -97,9 +97,7 @@ class QuantizeWeights(Pass):
         """Put every weight on its grid; the parameters it has then, and figures of the pass."""
         for name, params in grids.params.items():
             tensor = grids.tensor(name)
-            values = model.constant(tensor)
-            assert values is not None  # the plan names stored tensors only
-            replace_uses(tensor, gs.Constant(name, fake_quantize(values, params)))
+            replace_uses(tensor, gs.Constant(name, fake_quantize(model.weight(tensor), params)))
         return grids.params, {}
 
     def _by_channel(self, ctx: PassContext) -> bool:
@@ -148,11 +146,6 @@ class _Separate:
         self.names = Names(model)
         self.copied: dict[str, str] = {}
 
-    def values(self, tensor: gs.Tensor) -> npt.NDArray[Any]:
-        values = self.model.constant(tensor)
-        assert values is not None  # the plan names stored tensors only
-        return values
-
     def scaled_gemms(self) -> None:
         """Multiply alpha and beta of each Gemm into its weight and bias."""
         for use in self.plan.layers.values():
@@ -166,7 +159,7 @@ class _Separate:
     def _scale(self, node: gs.Node, place: int, attribute: str) -> None:
         factor = np.float32(node.attrs.get(attribute, 1.0))
         if factor != 1:
-            self._copy([(node.name, place)], self.values(node.inputs[place]) * factor)
+            self._copy([(node.name, place)], self.model.weight(node.inputs[place]) * factor)
             node.attrs[attribute] = 1.0
 
     def read_elsewhere(self) -> None:
@@ -175,7 +168,7 @@ class _Separate:
         for name, uses in uses_by_weight(self.nodes, self.plan).items():
             tensor = self.nodes[uses[0].node].inputs[uses[0].weight]
             if len(tensor.outputs) > len(uses) or name in protected:
-                self._copy([(use.node, use.weight) for use in uses], self.values(tensor))
+                self._copy([(use.node, use.weight) for use in uses], self.model.weight(tensor))
 
     def _copy(self, places: list[Operand], values: npt.NDArray[Any]) -> None:
         old = self.nodes[places[0][0]].inputs[places[0][1]]

@@ -36,7 +36,6 @@ __all__ = ["RoundWeights"]
 Array = npt.NDArray[Any]
 
 _COPIES = 5  # of X'X, at most at a time
-_TOO_LARGE = "more than moments_limit"
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,12 @@ class RoundWeights(QuantizeWeights):
         assert ctx.reader is not None  # `requires` has seen it
         held = {name: grids.tensor(name) for name in grids.params}
         params = {name: self._params(model, held[name], p) for name, p in grids.params.items()}
-        layers, nearest = _layers(model, grids, self.moments_limit)
+        layers, nearest, large = _layers(model, grids, self.moments_limit)
+        nearest |= large
         for name in nearest:
-            values = _values(model, held[name])
+            values = model.weight(held[name])
             model.set_weight(held[name], fake_quantize(values, params[name]))
-        large = [name for name, why in nearest.items() if why.endswith(_TOO_LARGE)]
-        warnings = [f"weight {name!r} is rounded to the nearest: {nearest[name]}" for name in large]
+        warnings = [f"weight {n!r} is rounded to the nearest: {why}" for n, why in large.items()]
         missing = Counter(name for at in layers.values() for name, _ in at)
         found: dict[str, Array] = {}
         error: dict[str, float] = {}
@@ -133,7 +132,7 @@ class RoundWeights(QuantizeWeights):
         """The grid for the bits asked for, never finer than the one that suits the bias."""
         if self.bits == 8:
             return params
-        peak = weight_absmax(_values(model, tensor), params.axis)
+        peak = weight_absmax(model.weight(tensor), params.axis)
         scale = np.maximum(params.scale, peak / np.float32(self._limit))
         return QuantParams.symmetric(scale, axis=params.axis)
 
@@ -151,7 +150,7 @@ class RoundWeights(QuantizeWeights):
         limit: int,
     ) -> float:
         """Round one weight; its error as a share of that of the nearest."""
-        matrix = unfolding.matrix(_values(model, tensor))
+        matrix = unfolding.matrix(model.weight(tensor))
         scale = np.broadcast_to(params.scale, matrix.shape[0] * matrix.shape[1])
         rounded = round_rows(
             matrix,
@@ -168,23 +167,18 @@ class RoundWeights(QuantizeWeights):
 
 def _moments_bytes(model: Model, tensor: gs.Tensor, way: Unfolding) -> int:
     """What X'X takes with its factor and what is made on the way to both."""
-    groups, _, columns = way.matrix(_values(model, tensor)).shape
+    groups, _, columns = way.matrix(model.weight(tensor)).shape
     return _COPIES * 8 * int(groups) * int(columns) ** 2
-
-
-def _values(model: Model, tensor: gs.Tensor) -> Array:
-    values = model.constant(tensor)
-    assert values is not None  # the plan names stored tensors only
-    return values
 
 
 def _layers(
     model: Model, grids: Grids, moments_limit: int
-) -> tuple[dict[str, list[tuple[str, Unfolding]]], dict[str, str]]:
-    """{tensor: weights that multiply it, and how}; and why other weights have no such rows."""
+) -> tuple[dict[str, list[tuple[str, Unfolding]]], dict[str, str], dict[str, str]]:
+    """{tensor: weights that multiply it, and how}; why others cannot; why others are too large."""
     varying = {cut[0] for cut in default_cuts(model)}
     layers: dict[str, list[tuple[str, Unfolding]]] = {}
     nearest: dict[str, str] = {}
+    large: dict[str, str] = {}
     for name, uses in grids.uses.items():
         data = [grids.nodes[use.node].inputs[use.data].name for use in uses]
         try:
@@ -197,8 +191,8 @@ def _layers(
         elif not varying.issuperset(data):
             nearest[name] = "its layer reads what is the same for every sample"
         elif (needed := _moments_bytes(model, grids.tensor(name), ways[0])) > moments_limit:
-            nearest[name] = f"its moments take {needed / 1e9:.1f} GB, {_TOO_LARGE}"
+            large[name] = f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
         else:
             for tensor, way in zip(data, ways, strict=True):
                 layers.setdefault(tensor, []).append((name, way))
-    return layers, nearest
+    return layers, nearest, large

@@ -60,6 +60,7 @@ class PassContext:
         rates: {weight name: share to prune}, decided by SelectLayers.
         refused: {node name: why it is not pruned}.
         masks: {weight name: what stays}, of every pruned weight.
+        dense: the model before any weight was pruned; shares all weights that are still the same.
         ranges: {tensor name: low and high}, from Calibrate.
         calibration: the same as a file has them: with extremes, counts, method.
         quantization: {tensor name: scale, zero-point, dtype}.
@@ -81,6 +82,7 @@ class PassContext:
     rates: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     masks: "dict[str, Mask]" = field(default_factory=dict)
+    dense: "Model | None" = None
     ranges: "dict[str, Range]" = field(default_factory=dict)
     quantization: "dict[str, QuantParams]" = field(default_factory=dict)
     calibration: "Ranges | None" = None

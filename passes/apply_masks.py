@@ -38,6 +38,7 @@ class ApplyMasks(Pass):
         """Apply all masks, or none where one does not fit."""
         masks = self._masks(ctx)
         weights = _fitting(model, masks)
+        ctx.dense = ctx.dense or model.clone()
         changed = [name for name, stored in weights.items() if stored.apply(model, masks[name])]
         ctx.masks |= masks
         size = sum(mask.size for mask in masks.values())

@@ -49,6 +49,7 @@ class PruneBlocks(Pass):
         """One weight at a time. Raises ModelError, naming the weight, if one is not finite."""
         pattern = self._pattern(ctx)
         self._select(model, ctx)
+        ctx.dense = ctx.dense or model.clone()
         pruned: dict[str, PrunedWeight] = {}
         changed = 0
         for weight, users in _pruned_layers(model, ctx, pattern).items():

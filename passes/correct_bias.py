@@ -29,6 +29,7 @@ from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.model import Model
 from onnxdrp.moments import ChannelMoments
 from onnxdrp.observe import observe
+from onnxdrp.passes.biases import Biases
 from onnxdrp.passes.edit import Names
 from onnxdrp.passes.noisy import noisy_copy
 from onnxdrp.pipeline import Pass, PassContext, PassResult
@@ -103,7 +104,7 @@ def _layers(model: Model, plan: Plan) -> tuple[list[_Layer], dict[str, str]]:
     """The layers of the plan, each with a bias of its own; and why others can have none."""
     nodes = {node.name: node for node in model.nodes()}
     varying = {cut[0] for cut in default_cuts(model)}
-    own = _OwnBias(model)
+    biases = Biases(model)
     layers, skipped = [], {}
     for name, use in plan.layers.items():
         node = nodes[name]
@@ -116,37 +117,11 @@ def _layers(model: Model, plan: Plan) -> tuple[list[_Layer], dict[str, str]]:
         elif name not in plan.biases and len(node.inputs) > 2 and node.inputs[2].name:
             skipped[name] = "its bias is computed"
         else:
-            bias = own.of(nodes[holder], place, use.outputs)
+            bias = biases.own(nodes[holder], place, use.outputs)
             axis = -1 if node.op == "MatMul" else 1
             weight, output = node.inputs[use.weight].name, node.outputs[0].name
             layers.append(_Layer(name, data, weight, bias, output, axis))
     return layers, skipped
-
-
-class _OwnBias:
-    """Sees to it that a node has a stored bias, one value an output, that nobody else reads."""
-
-    def __init__(self, model: Model) -> None:
-        self.model, self.names, self.protected = model, Names(model), model.protected()
-
-    def of(self, node: gs.Node, place: int, outputs: int) -> str:
-        """The name of its bias, after it was given one where it had none of its own."""
-        if len(node.inputs) <= place or not node.inputs[place].name:
-            name = self.names.fresh(f"{node.name}_bias")
-            constant = gs.Constant(name, np.zeros(outputs, np.float32))
-            if len(node.inputs) > place:
-                node.inputs[place] = constant
-            else:
-                node.inputs.append(constant)
-            node.attrs.pop("beta", None)  # of a Gemm: it multiplied nothing
-            return name
-        tensor = node.inputs[place]
-        values = self.model.weight(tensor)
-        alone = len(tensor.outputs) == 1 and tensor.name not in self.protected
-        if not alone or values.size != outputs:
-            wide = values if values.size == outputs else np.broadcast_to(values.ravel(), outputs)
-            node.inputs[place] = gs.Constant(self.names.fresh(f"{tensor.name}_copy"), wide.copy())
-        return str(node.inputs[place].name)
 
 
 def _fast(

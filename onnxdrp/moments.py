@@ -118,6 +118,8 @@ class _Sums:
 class Moments:
     """Second moments of a layer: `update(x)` or `update(x, t)`, x its input and t at its output.
 
+    Further arrays, of the shape of t, are what is there without the layer: they are taken from t.
+
     Of each sample at most `positions` output positions are taken: one from each of so many equal
     stretches of them; where in it, `seed` and the number of positions decide. All samples of a
     size have the same ones, whatever batch, shard or order they come in. Where x has no axes but
@@ -152,7 +154,7 @@ class Moments:
             raise OptionError(f"{self.positions} positions of a sample: give 1 or more")
 
     def update(self, *arrays: Array) -> None:
-        """Takes in the input, or input and target, of some samples.
+        """Takes in the input, or input and target and what stands beside it, of some samples.
 
         Raises:
             DataError: they are not of the layer's shapes.
@@ -163,7 +165,8 @@ class Moments:
         total = math.prod(layer.output(spatial))
         chosen = self._chosen(total, thin=np.ndim(x) > 2)
         if given:
-            targets = layer.targets(given[0], len(lines), total)
+            wanted = given[0] - sum(given[1:]) if given[1:] else given[0]
+            targets = layer.targets(wanted, len(lines), total)
         else:
             targets = np.empty((*lines.shape[:1], total, 0))
         self._begin(layer.outputs if given else 0)

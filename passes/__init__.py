@@ -19,6 +19,7 @@ from onnxdrp.passes.measure_sensitivity import MeasureSensitivity
 from onnxdrp.passes.optimize import Optimize
 from onnxdrp.passes.prune_blocks import PruneBlocks
 from onnxdrp.passes.quantize_weights import QuantizeWeights
+from onnxdrp.passes.refit_weights import RefitWeights
 from onnxdrp.passes.round_weights import RoundWeights
 from onnxdrp.passes.select_layers import SelectLayers
 
@@ -42,6 +43,7 @@ __all__ = [
     "Optimize",
     "PruneBlocks",
     "QuantizeWeights",
+    "RefitWeights",
     "RoundWeights",
     "SelectLayers",
 ]

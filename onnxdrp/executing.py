@@ -7,6 +7,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from threadpoolctl import threadpool_limits
+
 __all__ = ["available_cores", "in_order", "own_or_threads"]
 
 T = TypeVar("T")
@@ -22,15 +24,20 @@ def available_cores() -> int:
 
 @contextmanager
 def own_or_threads(executor: Executor | None, workers: int) -> Iterator[Executor]:
-    """The executor that the caller has, which stays open; else a pool of threads for the time."""
+    """The executor that the caller has, which stays open; else a pool of threads for the time.
+
+    Beside the threads the BLAS has one: threads of both kinds take turns on the cores, which costs
+    up to six times the time. So bits do not depend on the number of cores.
+    """
     if executor is not None:
         yield executor
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="onnxdrp-worker")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with threadpool_limits(1, user_api="blas"):
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def in_order(

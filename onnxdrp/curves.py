@@ -80,6 +80,10 @@ class Curve:
         """f'(x)."""
         return np.asarray((self(x + _STEP) - self(x - _STEP)) / (2 * _STEP))
 
+    def steepest(self) -> float:
+        """The largest |f'(x)| of x from -8 to 8."""
+        return float(np.abs(self.slopes(np.linspace(-8, 8, 4001))).max())
+
 
 def curves(model: Model, quantized: Collection[str]) -> dict[str, Curve]:
     """{tensor: its curve}, of the tensors that have one.

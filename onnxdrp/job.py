@@ -300,11 +300,13 @@ def _pickled(taps: Mapping[Hashable, Tap]) -> bytes:
 
 def _update(observer: Observer, values: Sequence[Array], batch: Batch) -> None:
     samples = len(batch.samples)
-    if samples == 1 or not getattr(observer, "each_sample", False):
+    if not getattr(observer, "each_sample", False):
         observer.update(*values)
         return
-    for i in range(samples):
-        observer.update(*_sample(values, i, samples))
+    for i, sample in enumerate(batch.samples):
+        if hasattr(observer, "sample"):
+            observer.sample = sample
+        observer.update(*(_sample(values, i, samples) if samples > 1 else values))
 
 
 def _sample(values: Sequence[Array], i: int, samples: int) -> list[Array]:

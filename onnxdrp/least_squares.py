@@ -1,15 +1,21 @@
 """Weights that reach given outputs best, of which some must stay zero: ridge regression on moments.
 
-    min over W, b of  sum |t - W x - b|^2 + ridge * n * mean variance of x * |W - W0|^2
+    min over W, b of  sum |t - W x - b|^2 + ridge * |W - W0|^2
 
 over the weights that are kept, for each output alone, with the bias free of charge. W0 are the
-weights to start at. With H = X'X and G = T'X - W0 H of the deviations from the means, the step of a
-row whose kept weights are S is
+weights to start at; the ridge is a share of the mean of the inputs' squared deviations. With
+H = X'X and G = X'(t - W0 x) of the deviations from the means, the step of a row whose kept weights
+are S is
 
     (H_SS + ridge I) d_S = G_S
 
 so it needs moments alone (onnxdrp.moments). Rows that keep the same weights share a factorization.
 As the ridge is on the step, no row errs more than W0 with its best bias does.
+
+Behind an activation f, y = W x + b should give f(y) close to f(t): what f drops in both needs no
+weight. The matching loss, whose slope in y is f(y) - f(t), is convex where f rises (Helmbold,
+Kivinen and Warmuth 1999); its curvature is at most L, the steepest slope of f. So steps with
+G = X'(f(t) - f(y)) / L lessen it until they vanish, with the same H.
 """
 
 from collections.abc import Sequence
@@ -24,11 +30,14 @@ from scipy.linalg.lapack import dposv
 from onnxdrp.errors import DataError
 from onnxdrp.moments import MomentStats
 
-__all__ = ["Fit", "fit", "joined"]
+__all__ = ["RIDGES", "Fit", "best_ridge", "descent", "fit", "joined"]
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+_ROWS = 64  # of a group, that a ridge is chosen by
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +46,12 @@ class Fit:
 
     Attributes:
         matrix: [g, m, k], of the dtype of the weights that were given.
-        error: sum of squared errors of each row, with the best bias, [g, m].
-        start: the same of the weights that were given.
-        open: rows that keep more weights than there are rows of data, left as they were.
+        open: [g, m], the rows that keep as many weights as there are rows of data, or more: these
+            do not determine them, and they are left as they were.
     """
 
     matrix: Array
-    error: Floats
-    start: Floats
-    open: int
+    open: Bools
 
 
 def joined(stats: Sequence[MomentStats]) -> MomentStats:
@@ -63,38 +69,65 @@ def joined(stats: Sequence[MomentStats]) -> MomentStats:
     return first
 
 
-def fit(matrix: Array, keep: Bools, stats: MomentStats, *, ridge: float = 1e-3) -> Fit:
-    """The kept weights that err least; the others are 0.
+def best_ridge(matrix: Array, keep: Bools, most: MomentStats, few: MomentStats) -> float:
+    """The ridge with which weights that are fitted to most samples err least on a few others.
 
     Args:
-        matrix: the weights to start at, [g, m, k]; zero where they are not kept.
+        matrix: the weights to start at, [g, m, k].
         keep: [g, m, k].
+        most: moments that weights are fitted to, centred where the layer has a bias.
+        few: moments that they are judged by; centred likewise.
+    """
+    rows = np.arange(0, matrix.shape[1], -(-matrix.shape[1] // _ROWS))
+    matrix, keep = matrix[:, rows], keep[:, rows]
+    most, few = most.of(rows), few.of(rows)
+    errors = [few.error(fit(matrix, keep, most, ridge).matrix).sum() for ridge in RIDGES]
+    return RIDGES[int(np.argmin(errors))]
+
+
+def fit(matrix: Array, keep: Bools, stats: MomentStats, ridge: float) -> Fit:
+    """The kept weights that err least; the others stay as they are.
+
+    Args:
+        matrix: the weights to start at, [g, m, k].
+        keep: which may move, [g, m, k].
         stats: moments of rows and targets, centred where the layer has a bias.
-        ridge: share of the mean variance of the inputs of a group.
+        ridge: as a share; above 0.
 
     Raises:
         DataError: the moments are not finite.
     """
-    if not all(np.isfinite(part).all() for part in (stats.xx, stats.xt, stats.tt)):
-        raise DataError("the moments of a layer are not finite; check the data")
     start = np.asarray(matrix, np.float64)
     slope = stats.xt - (start @ stats.xx).swapaxes(1, 2)
     enough = keep.sum(axis=2) < stats.count
-    found = start.copy()
-    for g in range(len(start)):
-        _descend(found[g], keep[g] & enough[g][:, None], stats.xx[g], slope[g], ridge)
-    found = found.astype(matrix.dtype)
-    before, error = stats.error(matrix), stats.error(found)
-    better = error < before  # False for NaN
-    rows = np.where(better[..., None], found, matrix)
-    return Fit(rows, np.where(better, error, before), before, int(np.count_nonzero(~enough)))
+    found = (start + descent(keep & enough[..., None], stats.xx, slope, ridge)).astype(matrix.dtype)
+    better = stats.error(found) < stats.error(matrix)  # False for NaN
+    return Fit(np.where(better[..., None], found, matrix), ~enough)
 
 
-def _descend(rows: Floats, keep: Bools, xx: Floats, slope: Floats, ridge: float) -> None:
-    """Add the best step to each row [m, k], in place; a row that keeps nothing stays."""
-    mean = float(np.diagonal(xx).mean())
-    if not mean > 0:
-        return
+def descent(keep: Bools, xx: Floats, slope: Floats, ridge: float) -> Floats:
+    """The step of each row, [g, m, k]; 0 for weights that are not kept, and where x never varies.
+
+    Args:
+        keep: [g, m, k].
+        xx: H, [g, k, k].
+        slope: G, [g, k, m].
+        ridge: share of the mean of H's diagonal.
+
+    Raises:
+        DataError: H or G is not finite.
+    """
+    if not (np.isfinite(xx).all() and np.isfinite(slope).all()):
+        raise DataError("the moments of a layer are not finite; check the data")
+    step = np.zeros(keep.shape)
+    for g, mean in enumerate(np.einsum("gii->g", xx) / max(keep.shape[2], 1)):
+        if mean > 0:
+            _descend(step[g], keep[g], xx[g], slope[g], ridge * mean)
+    return step
+
+
+def _descend(step: Floats, keep: Bools, xx: Floats, slope: Floats, ridge: float) -> None:
+    """Write the steps of the rows of one group, [m, k]."""
     _, first, which = np.unique(
         np.packbits(keep, axis=1), axis=0, return_index=True, return_inverse=True
     )
@@ -105,8 +138,8 @@ def _descend(rows: Floats, keep: Bools, xx: Floats, slope: Floats, ridge: float)
         if not support.size:
             continue
         h = xx[support[:, None], support]
-        np.einsum("ii->i", h)[...] += ridge * mean
-        _, step, failed = dposv(h, slope[support[:, None], alike], lower=1, overwrite_a=1)
+        np.einsum("ii->i", h)[...] += ridge
+        _, found, failed = dposv(h, slope[support[:, None], alike], lower=1, overwrite_a=1)
         if failed:
             raise LinAlgError(f"the moments of a layer are not positive definite ({failed})")
-        rows[alike[:, None], support] += step.T
+        step[alike[:, None], support] = found.T

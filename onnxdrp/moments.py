@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg.blas import dgemm, dsyrk
 
+from onnxdrp.curves import Curve
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.unfold import Unfolding
 
@@ -70,6 +71,11 @@ class MomentStats:
         tt = self.tt - self.t**2 / n
         return type(self)(self.count, np.zeros_like(self.x), np.zeros_like(self.t), xx, xt, tt)
 
+    def of(self, outputs: npt.NDArray[np.intp]) -> Self:
+        """The moments of some outputs of each group."""
+        t, xt, tt = self.t[:, outputs], self.xt[:, :, outputs], self.tt[:, outputs]
+        return type(self)(self.count, self.x, t, self.xx, xt, tt)
+
     def error(self, matrix: Array, bias: Array | float = 0.0) -> Floats:
         """Sum over rows of (t - W x - b)^2, [g, m]: of `matrix` W [g, m, k] and `bias` b [g, m]."""
         matrix, bias = np.asarray(matrix, np.float64), np.asarray(bias, np.float64)
@@ -89,21 +95,24 @@ class _Sums:
     squares: Floats  # [g, m]
 
     @classmethod
-    def zero(cls, groups: int, columns: int, outputs: int) -> Self:
-        shapes = (columns, columns), (outputs, columns), (outputs,)
+    def zero(cls, groups: int, columns: int, outputs: int, gram: bool = True) -> Self:
+        side = columns if gram else 0
+        shapes = (side, side), (outputs, columns), (outputs,)
         return cls(*(np.zeros((groups, *shape)) for shape in shapes))
 
     def add(self, x: Floats, t: Floats) -> None:
         """Takes in rows [g, rows, k + 1] and [g, rows, m], of one group contiguous."""
         if len(x) == 1:
             # BLAS adds in place, and makes one triangle only: half of the work, no second matrix
-            dsyrk(1.0, x[0].T, beta=1.0, c=self.gram[0].T, overwrite_c=True)
+            if self.gram.size:
+                dsyrk(1.0, x[0].T, beta=1.0, c=self.gram[0].T, overwrite_c=True)
             if t.size:
                 into = self.cross[0].T
                 dgemm(1.0, x[0].T, t[0].T, beta=1.0, c=into, trans_b=True, overwrite_c=True)
         else:
             turned = x.swapaxes(1, 2)
-            self.gram += turned @ x
+            if self.gram.size:
+                self.gram += turned @ x
             self.cross += (turned @ t).swapaxes(1, 2)
         self.squares += np.einsum("grm,grm->gm", t, t)
 
@@ -118,7 +127,8 @@ class _Sums:
 class Moments:
     """Second moments of a layer: `update(x)` or `update(x, t)`, x its input and t at its output.
 
-    Further arrays, of the shape of t, are what is there without the layer: they are taken from t.
+    Of further arrays, of the shape of t, the sum is taken from t; with a curve f, t is f of the
+    first less f of the second.
 
     Of each sample at most `positions` output positions are taken: one from each of so many equal
     stretches of them; where in it, `seed` and the number of positions decide. All samples of a
@@ -138,11 +148,15 @@ class Moments:
         unfolding: of the layer.
         positions: output positions of a sample to take; None: all.
         seed: chooses among them.
+        curve: f; without it the identity.
+        gram: False leaves X'X out, which is most of the work; count, sum x and X'X are then 0.
     """
 
     unfolding: Unfolding
     positions: int | None = None
     seed: int = 0
+    curve: Curve | None = None
+    gram: bool = True
     nonfinite: int = 0
     _held: int = field(default=0, init=False, repr=False)  # rows of the next three in use
     _x: Floats = field(default_factory=lambda: np.empty((0, 0, 0)), init=False, repr=False)
@@ -165,20 +179,28 @@ class Moments:
         total = math.prod(layer.output(spatial))
         chosen = self._chosen(total, thin=np.ndim(x) > 2)
         if given:
-            wanted = given[0] - sum(given[1:]) if given[1:] else given[0]
-            targets = layer.targets(wanted, len(lines), total)
+            targets = [layer.targets(array, len(lines), total) for array in given]
         else:
-            targets = np.empty((*lines.shape[:1], total, 0))
+            targets = [np.empty((*lines.shape[:1], total, 0))]
         self._begin(layer.outputs if given else 0)
-        for line, target in zip(lines, targets, strict=True):
+        for line, *wanted in zip(lines, *targets, strict=True):
             # gathering is much faster where channels are together: worth a copy if most is read
             if len(chosen) * math.prod(layer.kernel) >= len(line):
                 line = np.ascontiguousarray(line)
             start = 0
             while start < len(chosen):
                 taken = chosen[start : start + self._x.shape[1] - self._held]
-                self._collect(layer.rows(line, spatial, taken), target[taken])
+                target = self._target(*(part[taken] for part in wanted))
+                self._collect(layer.rows(line, spatial, taken), target)
                 start += len(taken)
+
+    def _target(self, wanted: Array, *there: Array) -> Array:
+        """What the layer is to add to what is there."""
+        if self.curve is not None:
+            return self.curve(wanted) - self.curve(there[0])
+        for part in there:
+            wanted = wanted - part
+        return wanted
 
     def _chosen(self, total: int, thin: bool) -> npt.NDArray[np.intp]:
         """The flat output positions to take of a sample that has so many."""
@@ -195,7 +217,7 @@ class Moments:
             rows = min(max(_COLLECTED // (groups * columns), _ROWS[0]), _ROWS[1])
             self._x = np.ones((groups, rows, columns))
             self._t = np.zeros((groups, rows, outputs))
-            self._sums = _Sums.zero(groups, columns, outputs)
+            self._sums = _Sums.zero(groups, columns, outputs, self.gram)
         if self._t.shape[2] != outputs:
             raise ValueError("moments with targets and moments without do not go together")
         return self._sums
@@ -246,10 +268,13 @@ class Moments:
     def result(self) -> MomentStats:
         """The moments of all that was seen."""
         self._flush()
-        sums = self._sums or _Sums.zero(self.unfolding.groups, self.unfolding.columns + 1, 0)
-        full = sums.gram.copy()
-        for i in range(full.shape[1]):
-            full[:, i, i + 1 :] = full[:, i + 1 :, i]
+        groups, columns = self.unfolding.groups, self.unfolding.columns + 1
+        sums = self._sums or _Sums.zero(groups, columns, 0)
+        full = np.broadcast_to(np.float64(0), (groups, columns, columns))
+        if self.gram:
+            full = sums.gram.copy()
+            for i in range(columns):
+                full[:, i, i + 1 :] = full[:, i + 1 :, i]
         return MomentStats(
             count=round(full[0, -1, -1]),
             x=full[:, -1, :-1],

@@ -34,7 +34,8 @@ class Observer(Protocol):
     """What a statistic of tensors must do to be gathered by `observe`.
 
     A class attribute `each_sample = True`, which need not be there, asks for one call of `update`
-    for each sample; else a call may bring a batch of any size.
+    for each sample; else a call may bring a batch of any size. Where it is there, an attribute
+    `sample` has the number of the sample before each of these calls.
     """
 
     def update(self, *arrays: Array) -> None:

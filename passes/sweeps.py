@@ -63,6 +63,11 @@ class Mended:
     weight: gs.Constant
     uses: tuple[Use, ...]
 
+    @property
+    def name(self) -> str:
+        """Of the weight, by which masks are kept."""
+        return str(self.weight.name)
+
 
 @dataclass(eq=False)
 class Stop:
@@ -92,7 +97,8 @@ def sweep(model: Model, pruned: Collection[str]) -> tuple[list[Stop], dict[str, 
     waiting = reduce(or_, (w.bit for w in graph.weights), 0)
     found = []
     for cut, here in stops.items():
-        stop, turn = Stop(cut), {}
+        stop = Stop(cut)
+        turn: dict[int, int] = {}  # {weight: of its round}
         for weight in here:
             waiting &= ~weight.bit  # from here on it is of an earlier round, or stop
             uses, needs = graph.uses(weight, waiting | weight.bit)
@@ -184,8 +190,7 @@ class _Graph:
             return None
         try:
             layers = [self._layer(*pair) for pair in zip(users, data, strict=True)]
-            stored = find_stored(self.model, users[0].inputs[1 - layers[0].unfolding.data])
-            self._check(stored, layers)
+            stored = self._stored(users[0].inputs[1 - layers[0].unfolding.data], layers)
         except ModelError as why:
             self.skipped |= dict.fromkeys((node.name for node in users), str(why))
             return None
@@ -201,13 +206,17 @@ class _Graph:
             raise ModelError(bias)
         return _Layer(node, data, unfolding, None if isinstance(bias, str) else bias)
 
-    def _check(self, stored: Stored, layers: list[_Layer]) -> None:
+    def _stored(self, weight: gs.Tensor, layers: list[_Layer]) -> Stored:
+        stored = find_stored(self.model, weight)
+        if isinstance(stored, str):
+            raise ModelError(stored)
         if stored.dequantize is not None:
             raise ModelError("its weight is stored as integers")
         if any(n.unfolding.geometry != layers[0].unfolding.geometry for n in layers):
             raise ModelError("its layers see the weight in different ways")
         if why := self._readers.besides(stored, {n.node.name for n in layers}):
             raise ModelError(why)
+        return stored
 
 
 def _weight_of(model: Model, node: gs.Node) -> gs.Constant | None:

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dposv
 
 from onnxdrp.errors import DataError
@@ -140,6 +139,5 @@ def _descend(step: Floats, keep: Bools, xx: Floats, slope: Floats, ridge: float)
         h = xx[support[:, None], support]
         np.einsum("ii->i", h)[...] += ridge
         _, found, failed = dposv(h, slope[support[:, None], alike], lower=1, overwrite_a=1)
-        if failed:
-            raise LinAlgError(f"the moments of a layer are not positive definite ({failed})")
-        step[alike[:, None], support] = found.T
+        if not failed:  # else what varies is the rounding of what does not: there is nothing to fit
+            step[alike[:, None], support] = found.T

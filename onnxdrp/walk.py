@@ -12,7 +12,7 @@ looks one segment ahead costs two inferences, not L.
 """
 
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +51,7 @@ def walk(
     start: int = 0,
     keep: Sequence[str] = (),
     progress: Callable[[int, int | None], None] | None = None,
-) -> "Iterator[Stop]":
+) -> "Generator[Stop, None, None]":
     """Yield a Stop at each cut, in order; the models may be given new weights before going on.
 
     Which samples run together, and so every bit of the result, depends neither on the reader's

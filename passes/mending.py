@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from onnxdrp.curves import Curve, curves
 from onnxdrp.held_back import HeldBack
-from onnxdrp.least_squares import best_ridge, descent, fit, joined
+from onnxdrp.least_squares import RIDGES, best_ridge, descent, fit, joined
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
 from onnxdrp.moments import Moments, MomentStats
@@ -129,13 +129,8 @@ class Mender:
         uses, way = weight.uses, weight.uses[0].unfolding
         matrix, mask = way.matrix(self.model.weight(weight.weight)), self.masks.get(weight.name)
         keep = matrix != 0 if mask is None else way.matrix(mask.keep)
-        moments = [joined(part) for part in parts]
-        ridge = self.ridge or best_ridge(
-            matrix,
-            keep,
-            _centred(uses, [most for most, _ in parts]),
-            _centred(uses, [few for _, few in parts]),
-        )
+        moments = [joined([stats for stats in part if stats.count]) for part in parts]
+        ridge = self.ridge or self._best_ridge(uses, matrix, keep, parts)
         result = fit(matrix, keep, _centred(uses, moments), ridge)
         if result.open.any():
             rows = sum(stats.count for stats in moments)
@@ -157,6 +152,18 @@ class Mender:
             self.figures[use.node.name] = {**figures, "ridge": ridge}
         task = _Task(weight, keep & ~result.open[..., None], moments, ridge)
         return task, _State(result.matrix.astype(np.float64), tuple(new))
+
+    def _best_ridge(
+        self,
+        uses: Sequence[Use],
+        matrix: Array,
+        keep: Bools,
+        parts: Sequence[tuple[MomentStats, MomentStats]],
+    ) -> float:
+        most, few = ([part[i] for part in parts] for i in (0, 1))
+        if not all(stats.count for stats in (*most, *few)):
+            return RIDGES[-1]  # of so few samples none is held back, or all are
+        return best_ridge(matrix, keep, _centred(uses, most), _centred(uses, few))
 
     def _descend(
         self, at: Stop, task: _Task, state: _State, behind: Sequence[Curve], positions: int

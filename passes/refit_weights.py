@@ -12,6 +12,7 @@ the weights that the layer had; nor, behind an activation, than it is from there
 """
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -90,9 +91,10 @@ class RefitWeights(Pass):
             workers=ctx.workers,
             progress=ctx.progress,
         )
-        for at, stop in zip(walked, stops, strict=True):
-            for turn in stop.rounds:
-                mender.mend(at, turn, positions=math.ceil(self.rows / at.samples))
+        with closing(walked):
+            for at, stop in zip(walked, stops, strict=True):
+                for turn in stop.rounds:
+                    mender.mend(at, turn, positions=math.ceil(self.rows / at.samples))
         stats = {"layers": mender.figures, "skipped": skipped, "warnings": mender.warnings}
         return PassResult(modified=True, stats=stats)
 

@@ -18,25 +18,26 @@ Kivinen and Warmuth 1999); its curvature is at most L, the steepest slope of f. 
 G = X'(f(t) - f(y)) / L lessen it until they vanish, with the same H.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import dposv
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 from onnxdrp.errors import DataError
 from onnxdrp.moments import MomentStats
 
-__all__ = ["RIDGES", "Fit", "best_ridge", "descent", "fit", "joined"]
+__all__ = ["RIDGES", "Descent", "Fit", "best_ridge", "fit", "joined"]
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
-_ROWS = 64  # of a group, that a ridge is chosen by
+_ROWS = 24  # of a group, that a ridge is chosen by
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,45 +100,81 @@ def fit(matrix: Array, keep: Bools, stats: MomentStats, ridge: float) -> Fit:
     start = np.asarray(matrix, np.float64)
     slope = stats.xt - (start @ stats.xx).swapaxes(1, 2)
     enough = keep.sum(axis=2) < stats.count
-    found = (start + descent(keep & enough[..., None], stats.xx, slope, ridge)).astype(matrix.dtype)
+    step = Descent(keep & enough[..., None], stats.xx, ridge)(slope)
+    found = (start + step).astype(matrix.dtype)
     better = stats.error(found) < stats.error(matrix)  # False for NaN
     return Fit(np.where(better[..., None], found, matrix), ~enough)
 
 
-def descent(keep: Bools, xx: Floats, slope: Floats, ridge: float) -> Floats:
-    """The step of each row, [g, m, k]; 0 for weights that are not kept, and where x never varies.
+class Descent:
+    """Steps d_S = (H_SS + ridge I)^-1 G_S for many G of one H.
+
+    Factors are kept from one step to the next as far as memory allows.
 
     Args:
-        keep: [g, m, k].
+        keep: S of each row, [g, m, k].
         xx: H, [g, k, k].
-        slope: G, [g, k, m].
         ridge: share of the mean of H's diagonal.
+        limit: bytes of factors to keep.
 
     Raises:
-        DataError: H or G is not finite.
+        DataError: H is not finite.
     """
-    if not (np.isfinite(xx).all() and np.isfinite(slope).all()):
-        raise DataError("the moments of a layer are not finite; check the data")
-    step = np.zeros(keep.shape)
-    for g, mean in enumerate(np.einsum("gii->g", xx) / max(keep.shape[2], 1)):
-        if mean > 0:
-            _descend(step[g], keep[g], xx[g], slope[g], ridge * mean)
-    return step
+
+    def __init__(self, keep: Bools, xx: Floats, ridge: float, limit: int = 1 << 28) -> None:
+        if not np.isfinite(xx).all():
+            raise DataError("the moments of a layer are not finite; check the data")
+        self._shape, self._xx, self._left = keep.shape, xx, limit
+        self._ridge = ridge * np.einsum("gii->g", xx) / max(keep.shape[2], 1)
+        self._rows = [
+            (g, *some) for g in range(len(keep)) if self._ridge[g] > 0 for some in _alike(keep[g])
+        ]
+        self._factors: dict[int, Floats | None] = {}
+
+    def __call__(self, slope: Floats) -> Floats:
+        """The step of each row, [g, m, k]; 0 for what is not kept, and where x does not vary.
+
+        Args:
+            slope: G, [g, k, m].
+
+        Raises:
+            DataError: G is not finite.
+        """
+        if not np.isfinite(slope).all():
+            raise DataError("the moments of a layer are not finite; check the data")
+        step = np.zeros(self._shape)
+        for i, (g, rows, support) in enumerate(self._rows):
+            factor = self._factor(i)
+            if factor is not None:
+                found, _ = dpotrs(factor, slope[g][support[:, None], rows], lower=1)
+                step[g][rows[:, None], support] = found.T
+        return step
+
+    def _factor(self, i: int) -> Floats | None:
+        """The Cholesky factor of some rows.
+
+        None: what varies is the rounding of what does not, so there is nothing to fit.
+        """
+        if i in self._factors:
+            return self._factors[i]
+        g, _, support = self._rows[i]
+        h = self._xx[g][support[:, None], support].T  # symmetric, and as LAPACK wants it
+        np.einsum("ii->i", h)[...] += self._ridge[g]
+        factor, failed = dpotrf(h, lower=1, overwrite_a=1, clean=0)
+        found = None if failed else factor
+        if h.nbytes <= self._left:
+            self._left -= h.nbytes
+            self._factors[i] = found
+        return found
 
 
-def _descend(step: Floats, keep: Bools, xx: Floats, slope: Floats, ridge: float) -> None:
-    """Write the steps of the rows of one group, [m, k]."""
+def _alike(keep: Bools) -> Iterator[tuple[Index, Index]]:
+    """The rows of a group that keep the same weights, and which; none that keep nothing."""
     _, first, which = np.unique(
         np.packbits(keep, axis=1), axis=0, return_index=True, return_inverse=True
     )
     order = np.argsort(which.ravel(), kind="stable")
     ends = np.cumsum(np.bincount(which.ravel(), minlength=len(first)))
-    for row, alike in zip(first, np.split(order, ends[:-1]), strict=True):
-        support = np.flatnonzero(keep[row])
-        if not support.size:
-            continue
-        h = xx[support[:, None], support]
-        np.einsum("ii->i", h)[...] += ridge
-        _, found, failed = dposv(h, slope[support[:, None], alike], lower=1, overwrite_a=1)
-        if not failed:  # else what varies is the rounding of what does not: there is nothing to fit
-            step[alike[:, None], support] = found.T
+    for row, rows in zip(first, np.split(order, ends[:-1]), strict=True):
+        if keep[row].any():
+            yield rows, np.flatnonzero(keep[row])

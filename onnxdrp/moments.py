@@ -215,8 +215,8 @@ class Moments:
         if self._sums is None:
             groups, columns = self.unfolding.groups, self.unfolding.columns + 1
             rows = min(max(_COLLECTED // (groups * columns), _ROWS[0]), _ROWS[1])
-            self._x = np.ones((groups, rows, columns))
-            self._t = np.zeros((groups, rows, outputs))
+            self._x = np.empty((groups, rows, columns))  # pages that no row needs are never made
+            self._t = np.empty((groups, rows, outputs))
             self._sums = _Sums.zero(groups, columns, outputs, self.gram)
         if self._t.shape[2] != outputs:
             raise ValueError("moments with targets and moments without do not go together")
@@ -226,7 +226,7 @@ class Moments:
         """Takes in rows [g, rows, k] and their targets [rows, g * m]; there is room for them."""
         groups, count, _ = rows.shape
         x, t = (part[:, self._held : self._held + count] for part in (self._x, self._t))
-        x[..., :-1] = rows
+        x[..., :-1], x[..., -1] = rows, 1
         t[...] = target.reshape(count, groups, t.shape[2]).swapaxes(0, 1)
         with np.errstate(invalid="ignore", over="ignore"):  # infinities of both signs; see below
             fine = math.isfinite(x.sum() + t.sum())

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from onnxdrp.curves import Curve, curves
 from onnxdrp.held_back import HeldBack
-from onnxdrp.least_squares import RIDGES, best_ridge, descent, fit, joined
+from onnxdrp.least_squares import RIDGES, Descent, best_ridge, fit, joined
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
 from onnxdrp.moments import Moments, MomentStats
@@ -44,6 +44,11 @@ class _State:
         pairs = zip(self.biases, other.biases, strict=True)
         biases = [a if a is None or b is None else np.where(rows, a, b) for a, b in pairs]
         return _State(np.where(rows[..., None], self.matrix, other.matrix), tuple(biases))
+
+    def moved(self, matrix: Floats, biases: Sequence[Floats]) -> "_State":
+        """The sum with some steps."""
+        pairs = zip(self.biases, biases, strict=True)
+        return _State(self.matrix + matrix, tuple(a if a is None else a + b for a, b in pairs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +182,9 @@ class Mender:
             for i, (use, curve) in enumerate(zip(task.uses, behind, strict=True))
         }
         steepest = max(curve.steepest() for curve in behind)
+        whole = _centred(task.uses, task.moments)
+        descent = Descent(task.keep, whole.xx, task.ridge)
+        pull = task.ridge * np.einsum("gii->g", whole.xx)[:, None, None] / whole.xx.shape[1]
         start, best, least = state, state, np.full(state.matrix.shape[:2], np.inf)
         for step in range(self.steps + 1):
             found = at.observe(taps)
@@ -189,7 +197,9 @@ class Mender:
             best, least = state.where(better, best), np.where(better, error, least)
             if step == self.steps or least.sum() > _ENOUGH * before or not least.any():
                 break
-            state = _stepped(task, start, state, gaps)
+            back = pull * (start.matrix - state.matrix)  # the ridge pulls towards the start
+            move = descent(_centred(task.uses, gaps).xt + back.swapaxes(1, 2))
+            state = state.moved(move, [_best_bias(gap, move) for gap in gaps])
             self._store(task, state)
         self._store(task, best)
 
@@ -221,16 +231,3 @@ def _best_bias(stats: MomentStats, matrix: Array) -> Floats:
     """What is left of the targets on average, [g, m]."""
     made = np.einsum("gmk,gk->gm", np.asarray(matrix, np.float64), stats.x)
     return np.asarray((stats.t - made) / max(stats.count, 1))
-
-
-def _stepped(task: _Task, start: _State, state: _State, gaps: Sequence[MomentStats]) -> _State:
-    """One step down; the ridge pulls towards the start."""
-    whole = _centred(task.uses, gaps)
-    pull = task.ridge * np.einsum("gii->g", whole.xx) / max(whole.xx.shape[1], 1)
-    slope = whole.xt + (pull[:, None, None] * (start.matrix - state.matrix)).swapaxes(1, 2)
-    move = descent(task.keep, whole.xx, slope, task.ridge)
-    biases = [
-        None if bias is None else bias + _best_bias(gap, move)
-        for bias, gap in zip(state.biases, gaps, strict=True)
-    ]
-    return _State(state.matrix + move, tuple(biases))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxdrp.errors import DataError
 from onnxdrp.held_back import HeldBack, is_held_back
-from onnxdrp.least_squares import RIDGES, best_ridge, descent, fit, joined
+from onnxdrp.least_squares import RIDGES, Descent, best_ridge, fit, joined
 from onnxdrp.moments import Moments, MomentStats
 from onnxdrp.unfold import Unfolding, WeightGeometry
 
@@ -147,7 +147,7 @@ def test_a_step_behind_a_relu_lessens_what_the_relu_passes_on():
         gap = np.maximum(t, 0) - np.maximum(y, 0)
         history.append((gap**2).sum())
         stats = stats_of(x, gap)
-        move = descent(keep, stats.centred().xx, stats.centred().xt, 1e-3)
+        move = Descent(keep, stats.centred().xx, 1e-3)(stats.centred().xt)
         matrix = matrix + move
         bias = bias + (gap - x @ move.swapaxes(1, 2)).mean(axis=1, keepdims=True)
     assert history[-1] < 0.9 * history[0]
@@ -180,3 +180,13 @@ def test_a_fifth_of_the_samples_is_held_back_and_the_number_decides():
     chosen = [t[0] for (_, t), h in zip(rows, held, strict=False) if h]
     np.testing.assert_allclose(few.t[0], np.sum(chosen, axis=0))
     assert most.count + few.count == 50
+
+
+def test_factors_that_are_not_kept_are_made_again():
+    _, keep, x, t = problem(11)
+    stats = stats_of(x, t).centred()
+    kept, made = (Descent(keep, stats.xx, 0.01, limit) for limit in (1 << 20, 0))
+    for slope in (stats.xt, 2 * stats.xt):
+        np.testing.assert_array_equal(kept(slope), made(slope))
+    np.testing.assert_allclose(kept(2 * stats.xt), 2 * kept(stats.xt), rtol=1e-12)
+    assert kept(stats.xt)[keep].all()

@@ -54,6 +54,7 @@ __all__ = [
     "prune_count",
     "save_masks",
     "to_slabs",
+    "without_rate",
 ]
 
 Array = npt.NDArray[Any]
@@ -281,6 +282,11 @@ def parse_pattern(text: str, block: int = 32) -> Pattern:
     near = difflib.get_close_matches(text, [*PATTERNS, "nm:2:4"], n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise OptionError(f"no pattern {text!r}: {hint}there are {', '.join(PATTERNS)}, nm:N:M")
+
+
+def without_rate(pattern: Pattern) -> Pattern:
+    """The pattern on the way to the rate that it fixes: nm:2:4 becomes nm in blocks of 4."""
+    return pattern if pattern.fixed_rate is None else NM(block=pattern.block)
 
 
 def make_mask(weight: Array, geometry: WeightGeometry, pattern: Pattern, rate: Rate) -> Mask:

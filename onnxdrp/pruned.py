@@ -54,9 +54,15 @@ class PrunedWeight:
         cls, scores: Array, geometry: WeightGeometry, pattern: Pattern, rate: float
     ) -> "PrunedWeight":
         """The mask that a pattern makes of scores in the slab view."""
-        keep = pattern.mask(scores, rate)
+        return cls.of(pattern.mask(scores, rate), scores, geometry, rate)
+
+    @classmethod
+    def of(
+        cls, keep: Array, magnitudes: Array, geometry: WeightGeometry, rate: float
+    ) -> "PrunedWeight":
+        """The figures of what is kept, both in the slab view."""
         mask = Mask(from_slabs(keep, geometry))
-        l1, l2 = _kept(scores, keep)
+        l1, l2 = _kept(magnitudes, keep)
         return cls(
             mask=mask,
             rate=rate,

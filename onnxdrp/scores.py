@@ -29,7 +29,7 @@ __all__ = [
     "Choose",
     "Score",
     "activation",
-    "affordable_rounds",
+    "affordable",
     "damped",
     "lifted",
     "second_order",
@@ -45,7 +45,7 @@ Choose = Callable[[Floats, float], Bools]
 
 _DAMPING = 0.01
 _ROUNDS = 16
-_WORK = 5e11  # weights * columns^2: about a minute
+_WORK = 5e11  # weights * columns^2
 _LEAST = 1e-30  # of the largest score
 
 
@@ -132,9 +132,9 @@ def second_order_mask(
     return choose(lifted(second_order(matrix, h, kept, unit), kept), rate)
 
 
-def affordable_rounds(groups: int, outputs: int, columns: int) -> int:
-    """How many rounds a matrix of this size is worth: all or, where they take too long, one."""
-    return _ROUNDS if groups * outputs * columns**3 <= _WORK else 1
+def affordable(groups: int, outputs: int, columns: int) -> bool:
+    """Whether a second-order mask of a matrix of this size takes about a minute at most."""
+    return groups * outputs * columns**3 <= _WORK
 
 
 def lifted(scores: Array, kept: Bools | None) -> Array:

@@ -34,7 +34,7 @@ from onnxdrp.pruned import PrunedWeight, expected_count, warnings_of
 from onnxdrp.scores import (
     Score,
     activation,
-    affordable_rounds,
+    affordable,
     damped,
     lifted,
     second_order_mask,
@@ -57,8 +57,7 @@ class PruneBlocks(Pass):
     """Prune by magnitude, or by what the data say.
 
     Stats: `by_magnitude` says which weights were ranked so although another score was asked for,
-    and why; `by_activation` which for lack of memory; `in_one_round` for which the second-order
-    score took what is lost together as if each went alone.
+    and why; `by_activation` which are too large for the second-order score.
 
     Attributes:
         pattern: block, flex-nm, nm, nm:N:M, row or unstructured; default: the target's.
@@ -71,7 +70,7 @@ class PruneBlocks(Pass):
         positions: output positions of each sample that are looked at.
         memory_limit: bytes of activations held in memory; more go to a temporary file.
         moments_limit: a weight whose X'X takes more bytes than this, in five copies, is ranked by
-            activation instead of second-order.
+            activation instead of second-order; so is one that would take more than some minutes.
     """
 
     name: ClassVar[str] = "prune-blocks"
@@ -172,7 +171,8 @@ class PruneBlocks(Pass):
                 sums[name] = count, power
                 missing[name] -= 1
                 if not missing[name]:
-                    found[name] = self._rank(model, jobs[name], way, *sums.pop(name), notes)
+                    count, power = sums.pop(name)
+                    found[name] = jobs[name].by_data(model, way, damped(power / max(count, 1)))
         return found, notes
 
     def _observer(
@@ -181,23 +181,14 @@ class PruneBlocks(Pass):
         """Of the moments that the score of a weight needs."""
         if self.score == "second-order":
             needed = _COPIES * 8 * way.groups * way.columns**2
-            if needed <= self.moments_limit:
+            if needed > self.moments_limit:
+                why = f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
+            elif not affordable(way.groups, way.outputs, way.columns):
+                why = f"{way.outputs} rows of {way.columns} weights take too long otherwise"
+            else:
                 return Moments(way, self.positions, ctx.seed)
-            why = f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
             notes.by_activation[name] = why
         return ChannelMoments(way.data_axis)
-
-    def _rank(
-        self, model: Model, job: "_Job", way: Unfolding, count: int, power: Array, notes: "_Notes"
-    ) -> PrunedWeight:
-        """The mask of a weight, from sums of squares of the deviations of what it multiplies."""
-        power = damped(power / max(count, 1))
-        if power.ndim == 2:
-            return job.by_activation(model, way, power)
-        rounds = affordable_rounds(way.groups, way.outputs, way.columns)
-        if rounds == 1:
-            notes.in_one_round[job.stored.name] = "more rounds take too long for its size"
-        return job.by_second_order(model, way, power, rounds)
 
     def ensures(self, model: Model, ctx: PassContext) -> None:
         """Every mask has the pattern and the exact count, and what it prunes is zero."""
@@ -241,7 +232,6 @@ class _Notes:
 
     by_magnitude: dict[str, str] = field(default_factory=dict)
     by_activation: dict[str, str] = field(default_factory=dict)
-    in_one_round: dict[str, str] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
         """Of what the user may want to change."""
@@ -266,48 +256,30 @@ class _Job:
         kept = None if self._before is None else to_slabs(self._before, self.geometry)
         return self._pruned(magnitudes, self._mask(lifted(magnitudes, kept), self.rate))
 
-    def by_activation(self, model: Model, way: Unfolding, variances: Array) -> PrunedWeight:
-        """Rank by |w| times the deviation of its input."""
-        values = self._finite(model)
-        scores = activation(way.matrix(values).astype(np.float64), variances)
-        kept = self._choose(way, lifted(scores, self._kept(way)), self.rate)
-        return self._pruned(magnitude(values, self.geometry), self._slabs(way, kept))
+    def by_data(self, model: Model, way: Unfolding, power: Array) -> PrunedWeight:
+        """Rank by activation, from damped variances [g, k]; or second-order, from [g, k, k]."""
+        values = self.stored.values(model)
+        magnitudes = magnitude(values, self.geometry)
+        if not np.isfinite(magnitudes).all():
+            self._mask(magnitudes, self.rate)  # raises, as without data
+        matrix = way.matrix(values).astype(np.float64)
+        before = None if self._before is None else way.matrix(self._before)
 
-    def by_second_order(self, model: Model, way: Unfolding, h: Array, rounds: int) -> PrunedWeight:
-        """Rank by what the outputs lose."""
-        values = self._finite(model)
-        whole = isinstance(self.pattern, Block) and not self.geometry.depthwise
-        kept = second_order_mask(
-            way.matrix(values).astype(np.float64),
-            h,
-            lambda scores, rate: self._choose(way, scores, rate),
-            self.rate,
-            kept=self._kept(way),
-            unit=self.pattern.block if whole else 1,
-            rounds=rounds,
-        )
-        return self._pruned(magnitude(values, self.geometry), self._slabs(way, kept))
+        def choose(scores: Array, rate: float) -> Array:
+            view = to_slabs(way.weight(scores), self.geometry, fill=PADDING)
+            return way.matrix(from_slabs(self._mask(view, rate), self.geometry))
+
+        if power.ndim == 2:
+            kept = choose(lifted(activation(matrix, power), before), self.rate)
+        else:
+            whole = isinstance(self.pattern, Block) and not self.geometry.depthwise
+            unit = self.pattern.block if whole else 1
+            kept = second_order_mask(matrix, power, choose, self.rate, kept=before, unit=unit)
+        return self._pruned(magnitudes, to_slabs(way.weight(kept), self.geometry))
 
     @property
     def _before(self) -> Array | None:
         return self.masks[self.stored.name].keep if self.stored.name in self.masks else None
-
-    def _kept(self, way: Unfolding) -> Array | None:
-        return None if self._before is None else way.matrix(self._before)
-
-    def _finite(self, model: Model) -> Array:
-        values = self.stored.values(model)
-        if not np.isfinite(values.astype(np.float64)).all():
-            self._mask(magnitude(values, self.geometry), self.rate)  # raises, as for all scores
-        return values
-
-    def _choose(self, way: Unfolding, scores: Array, rate: float) -> Array:
-        """What stays of a matrix [g, m, k]."""
-        view = to_slabs(way.weight(scores), self.geometry, fill=PADDING)
-        return way.matrix(from_slabs(self._mask(view, rate), self.geometry))
-
-    def _slabs(self, way: Unfolding, kept: Array) -> Array:
-        return to_slabs(way.weight(kept), self.geometry)
 
     def _mask(self, view: Array, rate: float) -> Array:
         pattern = self.pattern if rate == self.rate else without_rate(self.pattern)

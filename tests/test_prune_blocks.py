@@ -10,16 +10,21 @@ from builders import conv_net, feeds_for, make_model, mlp, normal, outputs_of, v
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from quantizing import Feeds
 
-from onnxdrp.errors import CheckError, ModelError, OptionError, PassError
-from onnxdrp.geometry import to_slabs
+from onnxdrp import scores
+from onnxdrp.errors import CheckError, DataError, ModelError, OptionError, PassError
+from onnxdrp.geometry import WeightGeometry, from_slabs, to_slabs
 from onnxdrp.layers import layers
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
 from onnxdrp.passes.prune_blocks import PruneBlocks
+from onnxdrp.passes.refit_weights import RefitWeights
 from onnxdrp.passes.select_layers import SelectLayers
 from onnxdrp.patterns import parse_pattern, prune_count
 from onnxdrp.pipeline import PassContext, PassManager
+from onnxdrp.scores import activation, damped, second_order_mask
+from onnxdrp.unfold import Unfolding
 
 PATTERNS = ["block", "flex-nm", "nm", "row", "unstructured"]
 
@@ -402,3 +407,288 @@ def test_real_models(shared, modA, modB):
         shape = [d if isinstance(d, int) else 1 for d in model.inputs[0].shape]
         x = np.random.default_rng(0).random(shape, np.float32)
         assert np.isfinite(model.session().run(None, {model.inputs[0].name: x})[0]).all()
+
+
+# ------------------------------------------------------------------------------- ranked by the data
+
+
+SCORES = ["activation", "second-order"]
+
+
+class Unlabelled(Feeds):
+    """Feeds whose labels must not be read."""
+
+    @property
+    def labels(self):
+        raise AssertionError("labels were read")
+
+
+def mixed(shape, seed=0):
+    """Inputs of which each depends on all others and has a mean and a size of its own."""
+    rng = np.random.default_rng(seed)
+    wide = shape[1]
+    x = np.moveaxis(rng.standard_normal(shape), 1, -1)
+    x = x @ (np.eye(wide) + rng.standard_normal((wide, wide))) * rng.uniform(0.1, 2, wide) + 1
+    return np.moveaxis(x, -1, 1).astype(np.float32)
+
+
+def by_data(proto, x, *steps, ctx=None):
+    ctx = ctx or PassContext()
+    ctx.reader, ctx.workers = Unlabelled(*({"x": part} for part in np.array_split(x, 3))), 1
+    return prune(proto, *steps, ctx=ctx)
+
+
+def chosen_by(pattern, geometry, way):
+    def choose(scores, rate):
+        view = to_slabs(way.weight(scores), geometry)
+        return way.matrix(from_slabs(parse_pattern(pattern).mask(view, rate), geometry))
+
+    return choose
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from(PATTERNS),
+    st.sampled_from(SCORES),
+    st.integers(0, 999).map(lambda n: n / 1000),
+    st.integers(1, 2),
+    st.integers(1, 5),
+    st.lists(st.integers(1, 3), min_size=1, max_size=2),
+)
+def test_counts_are_exact_whatever_the_score(pattern, score, rate, groups, outputs, kernel):
+    shape = (groups * outputs, 32, *kernel)
+    proto = random_net(shape, groups, seed=outputs)
+    x = mixed((3, 3, *(9 for _ in kernel)))
+    step = PruneBlocks(pattern=pattern, rate=rate, score=score)
+    model, ctx, record = by_data(proto, x, step)
+    _, other, _ = prune(proto, PruneBlocks(pattern=pattern, rate=rate))
+    keep = ctx.masks["w"].keep
+    assert keep.sum() == other.masks["w"].count
+    geometry = next(f.geometry for f in layers(model) if f.weight == "w")
+    assert parse_pattern(pattern).valid(to_slabs(keep, geometry))
+    np.testing.assert_array_equal(model.weight("w"), ctx.dense.weight("w") * keep)
+    assert record.stats["score"] == score
+    assert not record.stats["by_magnitude"]
+    assert not by_data(model, x, step, ctx=ctx)[2].modified
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("score", SCORES)
+def test_masks_are_those_of_the_float_models_activations(score, pattern):
+    """Of each layer, whatever masks the layers before it get."""
+    proto = mlp(64, 64, 64, 64, 8)
+    x = mixed((200, 64))
+    step = PruneBlocks(pattern=pattern, rate=0.7, score=score)
+    _, ctx, record = by_data(proto, x, step)
+    assert set(ctx.masks) == {"fc1.weight", "fc2.weight"}
+    dense, values = ctx.dense, x.astype(np.float64)
+    for i in range(3):
+        weight, bias = (dense.weight(f"fc{i}.{part}") for part in ("weight", "bias"))
+        if i:
+            deviations = values - values.mean(axis=0)
+            h = deviations.T @ deviations / len(values)
+            matrix = weight.astype(np.float64)[None]
+            way = Unfolding(WeightGeometry.gemm((64, 64), trans_b=True, block=1))
+            choose = chosen_by(pattern, WeightGeometry.gemm((64, 64), trans_b=True), way)
+            if score == "activation":
+                want = choose(activation(matrix, damped(np.diag(h)[None])), 0.7)
+            else:
+                unit = 32 if pattern == "block" else 1
+                want = second_order_mask(matrix, damped(h[None]), choose, 0.7, unit=unit)
+            got = ctx.masks[f"fc{i}.weight"].keep
+            assert (got == want[0]).mean() > 0.998  # float32 may decide between near ties
+            assert (got == (choose(np.abs(matrix), 0.7)[0])).mean() < 0.95
+        values = np.maximum(values @ weight.T + bias, 0)
+    kept = record.stats["layers"]["fc1"]["kept_magnitude"]["l1"]
+    magnitudes = np.abs(dense.weight("fc1.weight"))
+    want = magnitudes[ctx.masks["fc1.weight"].keep].sum() / magnitudes.sum()
+    assert kept == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("pattern", ["block", "flex-nm"])
+def test_repaired_outputs_are_nearer_with_second_order_masks(pattern):
+    proto = conv_net(32)
+    x = mixed((64, 3, 8, 8)) @ np.tri(8, dtype=np.float32)  # neighbours are alike
+    (want,) = outputs_of(proto, {"x": x})
+    errors = {}
+    for score in ("magnitude", "second-order"):
+        steps = PruneBlocks(pattern=pattern, rate=0.7, score=score), RefitWeights()
+        model, _, _ = by_data(proto, x, *steps)
+        (got,) = outputs_of(model, {"x": x})
+        errors[score] = np.square(got - want).mean() / want.var()
+    assert 0 < errors["second-order"] < 0.8 * errors["magnitude"]
+
+
+@pytest.mark.parametrize("score", ["magnitude", *SCORES])
+@pytest.mark.parametrize("pattern", [*PATTERNS, "nm:2:4"])
+def test_masks_of_steps_are_nested_and_end_at_the_rate(pattern, score):
+    proto = mlp(64, 64, 64, 8)
+    x = mixed((100, 64))
+    x[:, :5] = 0  # dead inputs give scores of 0
+    rate = 0.5 if pattern == "nm:2:4" else 0.7
+    ctx, model, before, shares = PassContext(), Model.from_proto(proto), None, []
+    for step in (1, 2, 3):
+        options = {"pattern": pattern, "rate": rate, "score": score}
+        model, ctx, _ = by_data(model, x, PruneBlocks(**options, step=step, steps=3), ctx=ctx)
+        mask = ctx.masks["fc1.weight"]
+        if before is not None:
+            assert before & mask == mask
+        before = mask
+        shares.append(1 - mask.sparsity)
+    assert ctx.rates == {"fc1.weight": rate}
+    want = [(1 - rate) ** (i / 3) for i in (1, 2, 3)]
+    np.testing.assert_allclose(shares, want, atol=0.13 if pattern == "nm:2:4" else 0.016)
+    _, once, _ = by_data(proto, x, PruneBlocks(pattern=pattern, rate=rate, score=score))
+    assert once.masks["fc1.weight"].count == mask.count
+    if score == "magnitude" and pattern != "flex-nm":
+        assert once.masks["fc1.weight"] == mask
+
+
+def test_what_was_pruned_before_stays_pruned_though_it_would_rank_high():
+    proto = mlp(64, 64, 64, 8)
+    ctx = PassContext()
+    model, ctx, _ = prune(proto, PruneBlocks(pattern="row", rate=0.7, step=1, steps=2), ctx=ctx)
+    first = ctx.masks["fc1.weight"]
+    weight = model.weight("fc1.weight").copy()
+    weight[first.keep] = 0  # all scores are alike now
+    model.set_weight("fc1.weight", weight)
+    _, ctx, _ = prune(model, PruneBlocks(pattern="row", rate=0.7, step=2, steps=2), ctx=ctx)
+    assert ctx.masks["fc1.weight"] & first == ctx.masks["fc1.weight"]
+
+
+def test_a_shared_weight_is_ranked_by_the_inputs_of_all_its_layers():
+    weights = {n: normal((64, 64), i) for i, n in enumerate("awb")}
+    nodes = [
+        helper.make_node("MatMul", [x, w], [y], f"{w}.{y}")
+        for x, w, y in ("xah", "hwi", "iwj", "jby")
+    ]
+    proto = make_model(nodes, [value("x", ["N", 64])], [value("y", None)], weights)
+    x = mixed((150, 64))
+    h = x.astype(np.float64) @ weights["a"]
+    inputs = [h, h @ weights["w"]]
+    powers = [np.cov(v.T, bias=True) for v in inputs]
+    way = Unfolding(WeightGeometry.gemm((64, 64), trans_b=False, block=1))
+    choose = chosen_by("row", WeightGeometry.gemm((64, 64), trans_b=False), way)
+    matrix = way.matrix(weights["w"]).astype(np.float64)
+    for score in SCORES:
+        _, ctx, _ = by_data(proto, x, PruneBlocks(pattern="row", rate=0.7, score=score))
+        got = way.matrix(ctx.masks["w"].keep)
+        masks = []
+        for power in (sum(powers) / 2, powers[0]):
+            if score == "activation":
+                masks.append(choose(activation(matrix, damped(np.diag(power)[None])), 0.7))
+            else:
+                masks.append(second_order_mask(matrix, damped(power[None]), choose, 0.7))
+        assert (got == masks[0]).mean() > 0.998
+        assert (got == masks[1]).mean() < 0.98
+
+
+def test_moments_too_large_for_memory_leave_activation_and_a_warning():
+    proto = mlp(64, 64, 64, 8)
+    x = mixed((100, 64))
+    limited = PruneBlocks(rate=0.7, score="second-order", moments_limit=8 * 5 * 64 * 64 - 1)
+    _, ctx, record = by_data(proto, x, limited)
+    _, other, _ = by_data(proto, x, PruneBlocks(rate=0.7, score="activation"))
+    assert ctx.masks == other.masks
+    assert set(record.stats["by_activation"]) == {"fc1.weight"}
+    assert any("'fc1.weight' is ranked by activation: its" in w for w in record.stats["warnings"])
+    enough = PruneBlocks(rate=0.7, score="second-order", moments_limit=8 * 5 * 64 * 64)
+    _, ctx, record = by_data(proto, x, enough)
+    assert ctx.masks != other.masks
+    assert not record.stats["by_activation"]
+
+
+def test_weights_that_would_take_too_long_are_named(monkeypatch):
+    monkeypatch.setattr(scores, "_WORK", 64**4 - 1)
+    step = PruneBlocks(rate=0.7, score="second-order")
+    _, ctx, record = by_data(mlp(64, 64, 64, 8), mixed((100, 64)), step)
+    assert "64 rows of 64 weights take too long" in record.stats["by_activation"]["fc1.weight"]
+    monkeypatch.setattr(scores, "_WORK", 64**4)
+    _, other, record = by_data(mlp(64, 64, 64, 8), mixed((100, 64)), step)
+    assert not record.stats["by_activation"]
+    assert ctx.masks != other.masks
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_depthwise_and_quantized_weights_are_ranked_by_data_too(score):
+    rng = np.random.default_rng(0)
+    weights = {
+        "a": normal((64, 3, 1, 1), 0),
+        "d": normal((64, 1, 3, 3), 2),
+        "c": rng.integers(100, 160, (64, 64, 1, 1)).astype(np.uint8),
+        "s": np.float32(0.01),
+        "z": np.uint8(130),
+        "b": normal((8, 64, 1, 1), 3),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"], "first"),
+        helper.make_node("Conv", ["h", "d"], ["i"], "dw", group=64),
+        helper.make_node("DequantizeLinear", ["c", "s", "z"], ["cf"], "dq"),
+        helper.make_node("Conv", ["i", "cf"], ["j"], "middle"),
+        helper.make_node("Conv", ["j", "b"], ["y"], "last"),
+    ]
+    proto = make_model(nodes, [value("x", ["N", 3, 9, 9])], [value("y", None)], weights)
+    x = mixed((20, 3, 9, 9))
+    select = SelectLayers(prune_depthwise=True, rate=0.7)
+    for pattern in ("block", "nm"):
+        step = PruneBlocks(pattern=pattern, score=score)
+        model, ctx, record = by_data(proto, x, select, step)
+        _, other, _ = prune(proto, select, PruneBlocks(pattern=pattern))
+        assert not record.stats["by_magnitude"]
+        for name in "dc":
+            assert ctx.masks[name].count == other.masks[name].count
+            assert ctx.masks[name] != other.masks[name]
+        assert (model.weight("c")[~ctx.masks["c"].keep] == 130).all()
+
+
+def test_weights_whose_inputs_do_not_vary_are_ranked_by_magnitude_and_it_is_said():
+    weights = {n: normal((64, 64), i) for i, n in enumerate("awbk")}
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], "first"),
+        helper.make_node("MatMul", ["h", "w"], ["i"], "middle"),
+        helper.make_node("Neg", ["k"], ["same"], "neg"),
+        helper.make_node("MatMul", ["same", "w"], ["j"], "constant"),
+        helper.make_node("Add", ["i", "j"], ["l"], "add"),
+        helper.make_node("MatMul", ["l", "b"], ["y"], "last"),
+    ]
+    proto = make_model(nodes, [value("x", [64, 64])], [value("y", [64, 64])], weights)
+    ctx = PassContext(Unlabelled({"x": mixed((64, 64))}), rates={"w": 0.7}, workers=1)
+    _, ctx, record = prune(proto, PruneBlocks(score="second-order"), ctx=ctx)
+    _, other, _ = prune(proto, PruneBlocks(), ctx=PassContext(rates={"w": 0.7}))
+    assert record.stats["by_magnitude"] == {
+        "w": "its layer reads what is the same for every sample"
+    }
+    assert ctx.masks == other.masks
+
+
+def test_a_score_of_data_needs_data():
+    with pytest.raises(PassError, match="pruning by activation needs data") as error:
+        prune(mlp(64, 64, 64, 8), PruneBlocks(score="activation"))
+    assert isinstance(error.value.__cause__, DataError)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_weights_that_are_not_finite_are_named_whatever_the_score(score):
+    proto = mlp(64, 64, 64, 8)
+    weight = normal((64, 64), 0)
+    weight[3, 7] = np.inf
+    tensor = next(t for t in proto.graph.initializer if t.name == "fc1.weight")
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    with pytest.raises(PassError, match=r"weight 'fc1\.weight'.*infinity"):
+        by_data(proto, mixed((30, 64)), PruneBlocks(rate=0.7, score=score))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score": "luck"},
+        {"step": 0},
+        {"step": 3, "steps": 2},
+        {"positions": 0},
+        {"memory_limit": 0},
+        {"moments_limit": 0},
+    ],
+)
+def test_options_of_scores_are_refused_when_given(options):
+    with pytest.raises(OptionError, match=next(iter(options))):
+        PruneBlocks(**options)

@@ -18,27 +18,19 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.errors import CheckError, DataError, ModelError, OptionError
-from onnxdrp.geometry import PADDING, WeightGeometry, from_slabs, magnitude, to_slabs
+from onnxdrp.geometry import WeightGeometry, to_slabs
 from onnxdrp.layers import Layer, by_weight, layers
-from onnxdrp.masks import Mask
 from onnxdrp.model import Model
-from onnxdrp.moments import ChannelMoments, ChannelStats, Moments, MomentStats
+from onnxdrp.moments import ChannelMoments, Moments
+from onnxdrp.passes.prunable import Prunable, deviations
 from onnxdrp.passes.select_layers import SelectLayers
-from onnxdrp.patterns import Block, Pattern, Unstructured, exact_rate, parse_pattern, without_rate
+from onnxdrp.patterns import Pattern, Unstructured, exact_rate, parse_pattern, without_rate
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.pruned import PrunedWeight, expected_count, warnings_of
-from onnxdrp.scores import (
-    Score,
-    activation,
-    affordable,
-    damped,
-    lifted,
-    second_order_mask,
-)
+from onnxdrp.scores import Score, affordable, damped
 from onnxdrp.segments import default_cuts
 from onnxdrp.stored import Stored
 from onnxdrp.taps import Tap
@@ -117,7 +109,7 @@ class PruneBlocks(Pass):
         self._select(model, ctx)
         ctx.dense = ctx.dense or model.clone()
         jobs = {
-            weight: _Job(*_whole(users[0]), users, pattern, self._rate(ctx, weight), ctx.masks)
+            weight: Prunable(*_whole(users[0]), users, pattern, self._rate(ctx, weight), ctx.masks)
             for weight, users in _pruned_layers(model, ctx, pattern).items()
         }
         found, notes = self._by_data(model, ctx, jobs)
@@ -133,7 +125,7 @@ class PruneBlocks(Pass):
         return PassResult(modified=changed > 0, stats=stats | {"score": self.score} | vars(notes))
 
     def _by_data(
-        self, model: Model, ctx: PassContext, jobs: Mapping[str, "_Job"]
+        self, model: Model, ctx: PassContext, jobs: Mapping[str, Prunable]
     ) -> tuple[dict[str, PrunedWeight], "_Notes"]:
         """The weights that data can rank, and notes on the others; one walk, one layer at a time.
 
@@ -165,14 +157,14 @@ class PruneBlocks(Pass):
             }
             seen = stop.observe(taps)
             for i, (name, way) in enumerate(at[tensor]):
-                count, power = _power(seen.pop(i), way)
+                count, squares = deviations(seen.pop(i), way)
                 if name in sums:
-                    count, power = sums[name][0] + count, sums[name][1] + power
-                sums[name] = count, power
+                    count, squares = sums[name][0] + count, sums[name][1] + squares
+                sums[name] = count, squares
                 missing[name] -= 1
                 if not missing[name]:
-                    count, power = sums.pop(name)
-                    found[name] = jobs[name].by_data(model, way, damped(power / max(count, 1)))
+                    count, squares = sums.pop(name)
+                    found[name] = jobs[name].by_data(model, way, damped(squares / max(count, 1)))
         return found, notes
 
     def _observer(
@@ -239,61 +231,8 @@ class _Notes:
         return [f"weight {name!r} is ranked by activation: {why}" for name, why in large]
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """A weight to prune, and the masks of before."""
-
-    stored: Stored
-    geometry: WeightGeometry
-    users: list[Layer]
-    pattern: Pattern
-    rate: float
-    masks: Mapping[str, Mask]
-
-    def by_magnitude(self, model: Model) -> PrunedWeight:
-        """Rank by |w|."""
-        magnitudes = magnitude(self.stored.values(model), self.geometry)
-        kept = None if self._before is None else to_slabs(self._before, self.geometry)
-        return self._pruned(magnitudes, self._mask(lifted(magnitudes, kept), self.rate))
-
-    def by_data(self, model: Model, way: Unfolding, power: Array) -> PrunedWeight:
-        """Rank by activation, from damped variances [g, k]; or second-order, from [g, k, k]."""
-        values = self.stored.values(model)
-        magnitudes = magnitude(values, self.geometry)
-        if not np.isfinite(magnitudes).all():
-            self._mask(magnitudes, self.rate)  # raises, as without data
-        matrix = way.matrix(values).astype(np.float64)
-        before = None if self._before is None else way.matrix(self._before)
-
-        def choose(scores: Array, rate: float) -> Array:
-            view = to_slabs(way.weight(scores), self.geometry, fill=PADDING)
-            return way.matrix(from_slabs(self._mask(view, rate), self.geometry))
-
-        if power.ndim == 2:
-            kept = choose(lifted(activation(matrix, power), before), self.rate)
-        else:
-            whole = isinstance(self.pattern, Block) and not self.geometry.depthwise
-            unit = self.pattern.block if whole else 1
-            kept = second_order_mask(matrix, power, choose, self.rate, kept=before, unit=unit)
-        return self._pruned(magnitudes, to_slabs(way.weight(kept), self.geometry))
-
-    @property
-    def _before(self) -> Array | None:
-        return self.masks[self.stored.name].keep if self.stored.name in self.masks else None
-
-    def _mask(self, view: Array, rate: float) -> Array:
-        pattern = self.pattern if rate == self.rate else without_rate(self.pattern)
-        try:
-            return pattern.mask(view, rate)
-        except ModelError as e:
-            raise ModelError(f"weight {self.stored.name!r}: {e}") from e
-
-    def _pruned(self, magnitudes: Array, keep: Array) -> PrunedWeight:
-        return PrunedWeight.of(keep, magnitudes, self.geometry, self.rate)
-
-
 def _places(
-    model: Model, jobs: Mapping[str, _Job], notes: _Notes
+    model: Model, jobs: Mapping[str, Prunable], notes: _Notes
 ) -> dict[str, list[tuple[str, Unfolding]]]:
     """{tensor: weights that multiply it, and how}; and notes on those that data cannot rank."""
     varying = {cut[0] for cut in default_cuts(model)}
@@ -313,14 +252,6 @@ def _places(
         for tensor, way in zip(data, ways, strict=True):
             at.setdefault(tensor, []).append((name, way))
     return at
-
-
-def _power(stats: MomentStats | ChannelStats, way: Unfolding) -> tuple[int, Array]:
-    """Number of rows, and sums of squares of the deviations from the mean: [g, k, k] or [g, k]."""
-    if isinstance(stats, MomentStats):
-        return stats.count, stats.centred().xx
-    squares = (stats.count * stats.variance).reshape(way.groups, -1)
-    return int(stats.count.max(initial=0)), np.tile(squares, (1, way.columns // squares.shape[1]))
 
 
 def _pruned_layers(model: Model, ctx: PassContext, pattern: Pattern) -> dict[str, list[Layer]]:

@@ -43,7 +43,7 @@ Score = Literal["magnitude", "activation", "second-order"]
 Choose = Callable[[Floats, float], Bools]
 """What a pattern keeps: from scores [g, m, k] and a rate to booleans [g, m, k]."""
 
-_DAMPING = 0.01
+_DAMPING = 0.1  # errors on other images are less than with 0.01 or 0.3
 _ROUNDS = 16
 _WORK = 5e11  # weights * columns^2
 _LEAST = 1e-30  # of the largest score

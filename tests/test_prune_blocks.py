@@ -505,6 +505,24 @@ def test_masks_are_those_of_the_float_models_activations(score, pattern):
     assert kept == pytest.approx(want, rel=1e-6)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_activation_weighs_each_channel_of_a_conv_at_all_kernel_positions(groups):
+    shape = (6, 64 // groups, 3, 2)
+    proto = random_net(shape, groups, seed=0)
+    x = mixed((4, 3, 9, 9))
+    _, ctx, _ = by_data(proto, x, PruneBlocks(pattern="row", rate=0.7, score="activation"))
+    dense = ctx.dense
+    read = np.einsum("nihw,oi->nohw", x.astype(np.float64), dense.weight("a")[..., 0, 0])
+    variances = read.var(axis=(0, 2, 3)).reshape(groups, 1, -1, 1, 1)
+    variances = variances + 0.1 * variances.mean(axis=2, keepdims=True)
+    weight = np.abs(dense.weight("w")).reshape(groups, -1, *shape[1:])
+    ranks = (weight * np.sqrt(variances)).reshape(shape)
+    geometry = WeightGeometry.conv(shape, groups)
+    want = from_slabs(parse_pattern("row").mask(to_slabs(ranks, geometry), 0.7), geometry)
+    assert (ctx.masks["w"].keep == want).mean() > 0.998
+    assert variances.std() > 0.5 * variances.mean()
+
+
 @pytest.mark.parametrize("pattern", ["block", "flex-nm"])
 def test_repaired_outputs_are_nearer_with_second_order_masks(pattern):
     proto = conv_net(32)

@@ -45,7 +45,7 @@ Choose = Callable[[Floats, float], Bools]
 
 _DAMPING = 0.1  # errors on other images are less than with 0.01 or 0.3
 _ROUNDS = 16
-_WORK = 5e11  # weights * columns^2
+_WORK = 1e12  # weights * columns^2
 _LEAST = 1e-30  # of the largest score
 
 
@@ -133,7 +133,7 @@ def second_order_mask(
 
 
 def affordable(groups: int, outputs: int, columns: int) -> bool:
-    """Whether a second-order mask of a matrix of this size takes about a minute at most."""
+    """Whether a second-order mask of a matrix of this size takes about two minutes at most."""
     return groups * outputs * columns**3 <= _WORK
 
 

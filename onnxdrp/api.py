@@ -18,7 +18,14 @@ from onnxdrp.report import Report
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from onnxdrp.chains import BiasCorrection, Equalization, Rounding
+    from onnxdrp.chains import (
+        Allocation,
+        BiasCorrection,
+        Equalization,
+        Recovery,
+        Rounding,
+        Score,
+    )
     from onnxdrp.datareaders import DataReader
     from onnxdrp.detection import DetectionScore
     from onnxdrp.evaluation import Accuracy, Comparison
@@ -49,8 +56,11 @@ Path_: TypeAlias = str | Path
 Tails: TypeAlias = Literal["two", "one", "abs"]
 _SWITCHES = ("per_channel", "reduce_range")  # False says something, too
 _PLAIN = "without calibration data weights are rounded to the nearest, and biases stay"
-ROUNDING: "Rounding" = "second-order"  # this and the next where there is data
+ROUNDING: "Rounding" = "second-order"  # these where there is data
 BIAS_CORRECTION: "BiasCorrection" = "sequential"
+SCORE: "Score" = "second-order"
+ALLOCATION: "Allocation" = "auto"
+RECOVER: "Recovery" = "refit"
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
 
 
@@ -232,34 +242,58 @@ def prune(
     pattern: str | None = None,
     target: "str | Path | Target" = "generic",
     rates: Mapping[str, float] | None = None,
+    allocation: "Allocation | None" = None,
+    sparsity_of: Literal["weights", "macs"] | None = None,
+    score: "Score | None" = None,
+    prune_steps: int | None = None,
     exclude: Iterable[str] = (),
     prune_last: bool = False,
     prune_depthwise: bool = False,
     masks: Path_ | None = None,
+    recover: "Recovery | None" = None,
+    distill_minutes: float | None = None,
     input_shape: Mapping[str, Sequence[int]] | None = None,
     outputs: Iterable[str] | None = None,
     calib: Any = None,
     data: Any = None,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+    checkpoint: Path_ | None = None,
     seed: int = 0,
     skip_preprocess: bool = False,
     instruments: Sequence[Instrument] = (),
 ) -> Report:
-    """Preprocess, then zero the weights of smallest magnitude, in the pattern's units.
+    """Preprocess, zero the weights that matter least, in the pattern's units, and repair the rest.
 
     Args:
         model: a Model, which is edited, or the path of one.
-        sparsity: share of units to prune in each layer, in [0, 1); default 0.7.
+        sparsity: share of units to prune in the layers that are pruned, in [0, 1); default 0.7.
         pattern: block, flex-nm, nm, nm:N:M, row or unstructured; default: the target's.
         target: a profile's name, or the path of one.
         rates: {node or weight name, glob, or "re:" and a regular expression: rate}.
+        allocation: auto, the default where there is data and the pattern leaves rates open, prunes
+            more where it costs less (AllocateRates); uniform gives all layers the same rate.
+        sparsity_of: weights or macs: what the share is of where rates are allocated.
+        score: what matters least: magnitude, the default without data; activation; or second-order,
+            what the outputs of the layer lose once the others are re-fitted (PruneBlocks).
+        prune_steps: in how many the sparsity is reached, with the rest re-fitted after each.
         exclude: layers to leave whole, named in the same ways.
         prune_last: prune the last layers too.
         prune_depthwise: prune depthwise convolutions too.
         masks: an .npz of masks to apply instead of choosing any.
+        recover: refit, the default where there is data, fits what is left to what the float model
+            computes (RefitWeights, MatchMoments); distill trains it besides (Distill; needs torch);
+            or none.
+        distill_minutes: how long distill may take; default 5.
         input_shape: {input name: static shape}.
         outputs: names of tensors that become the graph's outputs.
-        calib: unlabelled data for the figures of the report.
+        calib: unlabelled data to choose and to repair by; a part is held back for the figures of
+            the report unless `data` is given.
         data: other, possibly labelled, data for the figures.
+        memory_limit: bytes of activations held at a time; default 2^30.
+        workers: how many samples are under way at a time; default: as many as there are cores.
+        checkpoint: a file that keeps what distill has reached, so that the same call goes on after
+            an interruption; it is deleted at the end.
         seed: of everything random.
         skip_preprocess: leave the graph as it is.
         instruments: see `onnxdrp.instruments`.
@@ -267,9 +301,27 @@ def prune(
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
-    job = _job(model, calib, data, target, seed, instruments, reshaped=bool(input_shape))
+    running = {"workers": workers, "checkpoint": checkpoint}
+    job = _job(model, calib, data, target, seed, instruments, reshaped=bool(input_shape), **running)
     steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
-    steps += _pruned(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
+    steps += _pruned(
+        job.target,
+        data=calib is not None,
+        sparsity=sparsity,
+        pattern=pattern,
+        rates=rates,
+        allocation=allocation,
+        sparsity_of=sparsity_of,
+        score=score,
+        prune_steps=prune_steps,
+        exclude=exclude,
+        prune_last=prune_last,
+        prune_depthwise=prune_depthwise,
+        masks=masks,
+        recover=recover,
+        distill_minutes=distill_minutes,
+        memory_limit=memory_limit,
+    )
     return job.run(steps)
 
 
@@ -288,15 +340,27 @@ def _preprocessed(
 
 
 def _pruned(
+    target: "Target",
+    *,
+    data: bool,
     sparsity: float | None,
     pattern: str | None,
     rates: Mapping[str, float] | None,
+    allocation: "Allocation | None",
+    sparsity_of: Literal["weights", "macs"] | None,
+    score: "Score | None",
+    prune_steps: int | None,
     exclude: Iterable[str],
     prune_last: bool,
     prune_depthwise: bool,
     masks: Path_ | None,
+    recover: "Recovery | None",
+    distill_minutes: float | None,
+    memory_limit: int | None,
 ) -> list[Pass]:
+    """The passes of `onnxdrp.chains.pruning` and `recovery`; without data those that need none."""
     from onnxdrp import chains
+    from onnxdrp.patterns import parse_pattern
 
     selection: dict[str, Any] = {
         "rates": dict(rates or {}),
@@ -304,10 +368,35 @@ def _pruned(
         "prune_last": prune_last,
         "prune_depthwise": prune_depthwise,
     }
+    choice = {"allocation": allocation, "sparsity_of": sparsity_of, "score": score}
     if masks is not None:
-        _refuse("masks", sparsity=sparsity, pattern=pattern, **selection)
-        masks = str(masks)
-    return chains.pruning(masks, pattern, rate=sparsity, **selection)
+        _refuse(
+            "masks", sparsity=sparsity, pattern=pattern, prune_steps=prune_steps,
+            **choice, **selection,
+        )  # fmt: skip
+    recover = recover or (RECOVER if data else "none")
+    if recover != "distill":
+        _refuse(f"recover {recover}", distill_minutes=distill_minutes)
+    if recover == "none":
+        _refuse("recover none", prune_steps=prune_steps)
+    if not data and recover == "none":
+        _refuse("no calibration data", memory_limit=memory_limit)
+    fixed = masks is None and parse_pattern(pattern or target.pattern).fixed_rate is not None
+    allocation = allocation or (ALLOCATION if data and not fixed else "uniform")
+    if allocation == "uniform":
+        _refuse("allocation uniform", sparsity_of=sparsity_of)
+    steps = chains.pruning(
+        None if masks is None else str(masks),
+        pattern,
+        rate=sparsity,
+        score=score or (SCORE if data else "magnitude"),
+        steps=1 if prune_steps is None else prune_steps,
+        allocation=allocation,
+        of=sparsity_of,
+        memory_limit=memory_limit,
+        **selection,
+    )
+    return steps + chains.recovery(recover, minutes=distill_minutes, memory_limit=memory_limit)
 
 
 def calibrate(
@@ -788,6 +877,12 @@ def optimize(
     max_drop: float | None = None,
     strict: bool = False,
     rates: Mapping[str, float] | None = None,
+    allocation: "Allocation | None" = None,
+    sparsity_of: Literal["weights", "macs"] | None = None,
+    score: "Score | None" = None,
+    prune_steps: int | None = None,
+    recover: "Recovery | None" = None,
+    distill_minutes: float | None = None,
     exclude: Iterable[str] = (),
     keep_float: Iterable[str] = (),
     exclude_subgraph: Iterable[str] = (),
@@ -808,7 +903,7 @@ def optimize(
     recipe: Path_ | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> Report:
-    """The whole job: preprocess, prune, quantize, check, and measure on data that was held back.
+    """The whole job: preprocess, prune, repair, quantize, check; measured on data held back.
 
     Args:
         model: a Model, which is edited, or the path of one.
@@ -833,6 +928,12 @@ def optimize(
         max_drop: as for `quantize`.
         strict: as for `quantize`.
         rates: as for `prune`.
+        allocation: as for `prune`.
+        sparsity_of: as for `prune`.
+        score: as for `prune`.
+        prune_steps: as for `prune`.
+        recover: as for `prune`.
+        distill_minutes: as for `prune`.
         exclude: layers not to prune.
         keep_float: nodes not to quantize, named as for `exclude` of `quantize`.
         exclude_subgraph: as for `quantize`; it concerns quantization alone.
@@ -872,21 +973,30 @@ def optimize(
         "max_drop": max_drop,
         "strict": strict,
     }
+    pruning: dict[str, Any] = {
+        "sparsity": sparsity,
+        "pattern": pattern,
+        "rates": rates,
+        "allocation": allocation,
+        "sparsity_of": sparsity_of,
+        "score": score,
+        "prune_steps": prune_steps,
+        "prune_last": prune_last,
+        "prune_depthwise": prune_depthwise,
+        "masks": masks,
+        "recover": recover,
+        "distill_minutes": distill_minutes,
+    }
     if recipe is not None:
         _refuse(
             "recipe",
-            sparsity=sparsity,
-            pattern=pattern,
             ranges=files,
-            rates=rates,
+            **pruning,
             exclude=exclude,
             keep_float=keep_float,
             exclude_subgraph=exclude_subgraph,
             exclude_patterns=exclude_patterns,
             exclude_tail=exclude_tail,
-            prune_last=prune_last,
-            prune_depthwise=prune_depthwise,
-            masks=masks,
             input_shape=input_shape,
             outputs=outputs,
             **{k: str(v) if k in _SWITCHES and v is not None else v for k, v in rounded.items()},
@@ -906,10 +1016,6 @@ def optimize(
     _need(calib, files)
     if calib is None:
         _refuse("ranges without calib", **measuring, **running)
-    leaving = _leaving(keep_float, exclude_subgraph, exclude_patterns, exclude_tail)
-    steps = _preprocessed(input_shape, outputs)
-    steps += _pruned(sparsity, pattern, rates, exclude, prune_last, prune_depthwise, masks)
-    steps += _quantized(data=calib is not None, ranges=files, **rounded, **leaving, **measuring)
     job = _job(
         model,
         calib,
@@ -923,6 +1029,12 @@ def optimize(
         strict=strict,
         skip_bad_samples=skip_bad_samples,
     )
+    leaving = _leaving(keep_float, exclude_subgraph, exclude_patterns, exclude_tail)
+    memory = memory_limit if calib is not None else None
+    given = calib is not None
+    steps = _preprocessed(input_shape, outputs)
+    steps += _pruned(job.target, data=given, exclude=exclude, memory_limit=memory, **pruning)
+    steps += _quantized(data=given, ranges=files, **rounded, **leaving, **measuring)
     if calib is None and None in (rounding, bias_correction):
         job.warnings.append(_PLAIN)
     return job.run(steps)

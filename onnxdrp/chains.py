@@ -2,7 +2,8 @@
 
     preprocessing   freeze-shapes, cut, infer-shapes, optimize, fold-constants, fuse-batchnorm,
                     clean, infer-shapes
-    pruning         select-layers, prune-blocks; or apply-masks
+    pruning         select-layers, allocate-rates, prune-blocks; or apply-masks
+    recovery        refit-weights, match-moments, distill
     quantization    equalize-gates, cross-layer-equalize, convert-opset, infer-shapes, calibrate,
                     keep-float, quantize-weights or round-weights, correct-bias, insert-qdq, check
 
@@ -15,19 +16,26 @@ from typing import Any, Literal, TypeAlias
 from onnxdrp import passes as p
 from onnxdrp.errors import OptionError
 from onnxdrp.pipeline import Pass
+from onnxdrp.scores import Score
 
 __all__ = [
+    "Allocation",
     "BiasCorrection",
     "Equalization",
+    "Recovery",
     "Rounding",
+    "Score",
     "calibration",
     "preprocessing",
     "pruning",
     "quantization",
+    "recovery",
 ]
 
+Allocation: TypeAlias = Literal["uniform", "auto"]
 BiasCorrection: TypeAlias = Literal["none", "fast", "sequential"]
 Equalization: TypeAlias = Literal["none", "gates", "all"]
+Recovery: TypeAlias = Literal["none", "refit", "distill"]
 Rounding: TypeAlias = Literal["nearest", "second-order"]
 
 _BY_CHANNEL = 13  # the first opset with a scale for each channel
@@ -46,11 +54,63 @@ def preprocessing(
     return [*steps, p.InferShapes()]  # once more: folding makes shapes known
 
 
-def pruning(masks: str | None, pattern: str | None, **selection: Any) -> list[Pass]:
-    """Choose units by magnitude and prune them, or apply the masks of a file."""
+def pruning(
+    masks: str | None,
+    pattern: str | None,
+    *,
+    score: Score = "magnitude",
+    steps: int = 1,
+    allocation: Allocation = "uniform",
+    of: Literal["weights", "macs"] | None = None,
+    memory_limit: int | None = None,
+    **selection: Any,
+) -> list[Pass]:
+    """Choose units and prune them, or apply the masks of a file.
+
+    Args:
+        masks: the file; no other argument counts then.
+        pattern: of the units.
+        score: of prune-blocks.
+        steps: of prune-blocks; after each but the last the rest is re-fitted.
+        allocation: auto: rates by allocate-rates, but of layers with a rate of their own.
+        of: of allocate-rates.
+        memory_limit: of the passes that read data.
+        selection: of select-layers.
+    """
     if masks is not None:
         return [p.ApplyMasks(path=masks)]
-    return [p.SelectLayers(pattern=pattern, **selection), p.PruneBlocks(pattern=pattern)]
+    memory = _given({"memory_limit": memory_limit})
+    found: list[Pass] = [p.SelectLayers(pattern=pattern, **selection)]
+    if allocation == "auto":
+        keep = tuple(selection.get("rates", ()))
+        found.append(p.AllocateRates(pattern=pattern, keep=keep, **_given({"of": of}), **memory))
+    for step in range(1, steps + 1):
+        found.append(p.PruneBlocks(pattern, score=score, step=step, steps=steps, **memory))
+        if step < steps:
+            found.append(p.RefitWeights(**memory))
+    return found
+
+
+def recovery(
+    recover: Recovery,
+    *,
+    minutes: float | None = None,
+    memory_limit: int | None = None,
+) -> list[Pass]:
+    """Repair what pruning has left.
+
+    Args:
+        recover: refit: refit-weights and match-moments; distill: distill after these; or none.
+        minutes: of distill.
+        memory_limit: of all.
+    """
+    if recover == "none":
+        return []
+    memory = _given({"memory_limit": memory_limit})
+    steps: list[Pass] = [p.RefitWeights(**memory), p.MatchMoments(**memory)]
+    if recover == "distill":
+        steps.append(p.Distill(minutes=minutes, **memory))
+    return steps
 
 
 def calibration(

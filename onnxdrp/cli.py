@@ -166,6 +166,18 @@ _pruning = _options(
         "--rate", "rates", multiple=True, type=_Pairs(float), metavar="LAYER:RATE",
         help="A layer's own rate; LAYER is a name, a glob, or re:EXPRESSION.",
     ),
+    click.option("--rates", "allocation", type=click.Choice(["uniform", "auto"]),
+                 help="One for all layers, or more where it costs less [auto with data]."),
+    click.option("--sparsity-of", type=click.Choice(["weights", "macs"]),
+                 help="What --sparsity is a share of, with --rates auto [weights]."),
+    click.option("--score", type=click.Choice(["magnitude", "activation", "second-order"]),
+                 help="What is pruned first [second-order with data, else magnitude]."),
+    click.option("--prune-steps", type=click.IntRange(1), metavar="K",
+                 help="Prune in K steps, re-fit after each [1]."),
+    click.option("--recover", type=click.Choice(["none", "refit", "distill"]),
+                 help="Repair what is left, from unlabelled data [refit with data]."),
+    click.option("--distill-minutes", type=float, metavar="MINUTES",
+                 help="How long --recover distill may take [5]."),
     click.option("--exclude", multiple=True, metavar="LAYER", help="Leave these layers whole."),
     click.option("--prune-last", is_flag=True, help="Prune the last layers too."),
     click.option("--prune-depthwise", is_flag=True, help="Prune depthwise convolutions too."),
@@ -189,6 +201,10 @@ _excluding = _options(
     click.option("--exclude-tail", type=click.Choice(["auto", "none"]),
                  help="Leave what decodes a detector's boxes and scores float [auto]."),
 )  # fmt: skip
+_memory = _options(
+    click.option("--memory-limit", type=_Bytes(), help="Activations held at a time [1GiB]."),
+    click.option("--workers", type=click.IntRange(1), help="Samples under way at a time [cores]."),
+)
 _measuring = _options(
     click.option("--method",
                  type=click.Choice(
@@ -200,8 +216,7 @@ _measuring = _options(
     click.option("--sigmas", type=float, help="Standard deviations of --method sigma."),
     click.option("--skip-bad-samples", is_flag=True,
                  help="Leave samples that give NaN or infinity out."),
-    click.option("--memory-limit", type=_Bytes(), help="Activations held at a time [1GiB]."),
-    click.option("--workers", type=click.IntRange(1), help="Samples under way at a time [cores]."),
+    _memory,
 )  # fmt: skip
 _quantizing = _options(
     _measuring,
@@ -378,7 +393,7 @@ def _run(verb: str, model: str, output: str | None, options: dict[str, Any]) -> 
     watching = _instruments(options)
     # None: the verb's default
     options = {k: v for k, v in options.items() if v is not None or k == "calib"}
-    measures = options.get("calib") is not None and "skip_bad_samples" in options
+    measures = options.get("calib") is not None and verb != "preprocess"
     try:
         with _checkpoint(output) if measures and output else nullcontext() as checkpoint:
             if checkpoint is not None:
@@ -478,13 +493,15 @@ def preprocess(model: str, **options: Any) -> None:
 @cli.command()
 @_input
 @_output
-@click.option("--calib", type=click.Path(), metavar="DATA", help="Data for the report's figures.")
-@_options(_shaping, _pruning, _figures, _reading, _watching, _common)
+@click.option(
+    "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to choose and repair by."
+)
+@_options(_shaping, _pruning, _memory, _figures, _reading, _watching, _common)
 @click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
 def prune(model: str, **options: Any) -> None:
-    """Zero the weights of smallest magnitude, in the pattern's units.
+    """Zero the weights that matter least, in the pattern's units, and repair the rest.
 
-    Example: onnxdrp prune in.onnx -o out.onnx --pattern flex-nm --sparsity 0.7 --rate 'head*:0.5'
+    Example: onnxdrp prune in.onnx -o out.onnx --calib images --pattern flex-nm --sparsity 0.7
     """
     _transform("prune", model, options)
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from onnxdrp.evaluation import Accuracy, accuracy, compare_models, paired_difference
+from onnxdrp.masked import masked_copy
 from onnxdrp.memory import peak_rss_mb
 from onnxdrp.observe import BadSample
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from onnxdrp.report import Report
 
 __all__ = ["summarize"]
+
+_REPAIRS = ("refit-weights", "match-moments", "distill")
 
 
 def summarize(
@@ -52,9 +55,23 @@ def summarize(
         if bad and samples is not None:
             samples -= len({b.sample for b in bad})
         summary["fidelity"] = {**comparison, "samples": samples}
+        if ctx.dense is not None and not bad and any(r.name in _REPAIRS for r in report.records):
+            summary["recovery"] = _recovery(ctx.dense, model, ctx, held_out)
     if labelled is not None and labelled.labels is not None:
         summary["accuracy"] = _change(accuracy(original, labelled), accuracy(model, labelled))
     summary["peak_rss_mb"] = round(peak_rss_mb(), 1)
+
+
+def _recovery(
+    dense: "Model", model: "Model", ctx: "PassContext", held_out: "DataReader"
+) -> dict[str, Any]:
+    """What pruning cost, and what is left of it once it is repaired, before any quantization."""
+    repaired = model if ctx.reference is None else ctx.reference
+    found = {}
+    for name, other in (("pruned", masked_copy(dense, ctx.masks)), ("repaired", repaired)):
+        figures = compare_models(dense, other, held_out).as_dict()
+        found[name] = {key: figures[key] for key in ("sqnr_db", "top1_agreement")}
+    return found
 
 
 def _change(before: Accuracy, after: Accuracy) -> dict[str, Any]:

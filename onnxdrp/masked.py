@@ -1,4 +1,4 @@
-"""Whether a model still has the zeros that its masks say."""
+"""Zeros that masks say: make them, and see that a model still has them."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,17 @@ from onnxdrp.layers import by_weight, layers
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
 
-__all__ = ["check_masks"]
+__all__ = ["check_masks", "masked_copy"]
+
+
+def masked_copy(model: Model, masks: Mapping[str, Mask]) -> Model:
+    """A copy of a model with what masks prune set to zero, and nothing repaired."""
+    copy = model.clone()
+    weights = by_weight(layers(copy))
+    for name, mask in masks.items():
+        if name in weights and (stored := weights[name][0].stored) is not None:
+            stored.apply(copy, mask)
+    return copy
 
 
 def check_masks(model: Model, masks: Mapping[str, Mask]) -> None:

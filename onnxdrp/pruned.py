@@ -13,7 +13,7 @@ from onnxdrp.geometry import WeightGeometry, from_slabs
 from onnxdrp.masks import Mask, dead_outputs
 from onnxdrp.patterns import NM, Block, FlexNM, Pattern, Rate, Row, Unstructured, prune_count
 
-__all__ = ["PrunedWeight", "expected_count", "warnings_of"]
+__all__ = ["PrunedWeight", "expected_count", "units_of", "warnings_of"]
 
 Array = npt.NDArray[Any]
 
@@ -99,22 +99,28 @@ def _kept(scores: Array, keep: Array) -> tuple[float, float]:
     return float(sums[1] / sums[0]), math.sqrt(sums[3] / sums[2])
 
 
-def expected_count(geometry: WeightGeometry, pattern: Pattern, rate: Rate) -> int | None:
-    """How many weights a mask of this rate keeps; None for a pattern not known here."""
+def units_of(geometry: WeightGeometry, pattern: Pattern) -> int | None:
+    """M, of which a rate prunes a whole number (onnxdrp.patterns); None for a pattern not known."""
     _, outputs, slabs, block = geometry.view_shape
-    size = math.prod(geometry.shape)
     match pattern:
         case Block():
-            units = outputs
+            return outputs
         case FlexNM() | Row():
-            units = slabs * block
+            return slabs * block
         case NM():
-            units = block
+            return block
         case Unstructured():
-            units = size
+            return math.prod(geometry.shape)
         case _:
             return None
-    return size // units * (units - prune_count(rate, units))
+
+
+def expected_count(geometry: WeightGeometry, pattern: Pattern, rate: Rate) -> int | None:
+    """How many weights a mask of this rate keeps; None for a pattern not known here."""
+    units = units_of(geometry, pattern)
+    if units is None:
+        return None
+    return math.prod(geometry.shape) // units * (units - prune_count(rate, units))
 
 
 def warnings_of(pruned: Mapping[str, PrunedWeight], pattern: Pattern) -> list[str]:

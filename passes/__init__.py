@@ -1,5 +1,6 @@
 """The passes: one transform of a model a file."""
 
+from onnxdrp.passes.allocate_rates import AllocateRates
 from onnxdrp.passes.apply_masks import ApplyMasks
 from onnxdrp.passes.calibrate import Calibrate
 from onnxdrp.passes.check import Check
@@ -24,6 +25,7 @@ from onnxdrp.passes.round_weights import RoundWeights
 from onnxdrp.passes.select_layers import SelectLayers
 
 __all__ = [
+    "AllocateRates",
     "ApplyMasks",
     "Calibrate",
     "Check",

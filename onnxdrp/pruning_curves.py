@@ -1,6 +1,6 @@
-"""What stays wrong in a layer at each rate of pruning when its other weights are fitted, from data.
+"""What stays wrong in a layer when it is pruned and its other weights are fitted, by rate.
 
-    e(rate) = min over W', b' of  sum |W x - W' x - b'|^2      W' zero where the mask of that rate is
+    e(r) = min over W', b of  sum |W x - W' x - b|^2       W' zero where the mask of rate r prunes
 
 over the rows x that the layer reads in the float model (onnxdrp.least_squares), so from its moments
 alone. A fit takes the cube of the weights that a row keeps: of wide layers a part of the rows is
@@ -87,8 +87,6 @@ def error_curve(
 
 
 def interpolated(at: Array, rates: Sequence[float], errors: Floats) -> Floats:
-    """A curve at other rates within its own: cubic, and rising where it rises (Fritsch and Carlson
-    1980).
-    """
+    """A curve at other rates within its own: cubic, never falling (Fritsch and Carlson 1980)."""
     smooth = PchipInterpolator(np.asarray(rates, np.float64), errors)
     return np.maximum.accumulate(np.maximum(smooth(at), 0.0))

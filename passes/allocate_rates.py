@@ -1,57 +1,36 @@
 """Share out what is pruned among the layers so that the outputs err least, from data.
 
-SelectLayers gives each layer the rate that is asked for as a whole; here those that bear more get
-more, and the share of weights, or of multiply-adds, that is pruned in all stays what it was. What a
-layer does to the outputs of the model if it is pruned at rate r is taken for
+SelectLayers gives all layers the rate that is asked for as a whole; here those that bear more get
+more, while the share of weights, or of multiply-adds, that is pruned in all stays what it was:
 
-    d(r) = D * e(r) / e(r0)
+    min sum_l d_l(r_l)      d_l(r) what pruning layer l alone does to the model's outputs
 
-e(r) what stays wrong at its own output with the other weights fitted (onnxdrp.pruning_curves), r0
-the rate it has, and D the error of the model's outputs, as a share of their power, when this layer
-alone is pruned at r0 and fitted. The rates with the least sum of d are found by dynamic programming
-(onnxdrp.allocation). No label is read, and no weight is touched.
-
-The pattern is kept to: rates are whole numbers of its units. The data is read once for e, and some
-samples once for D, with half a model, on average, for each layer.
+(onnxdrp.passes.lone_layers), by dynamic programming (onnxdrp.allocation). Errors of several layers
+nearly add up while they are small. Rates are whole numbers of the pattern's units. No label is
+read, and no weight is touched. The data is read once by the float model; then some samples run
+through half of it, on average, for each layer.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxdrp.allocation import Curve, allocate
 from onnxdrp.errors import DataError, ModelError, OptionError
-from onnxdrp.fidelity import Error
-from onnxdrp.geometry import WeightGeometry, from_slabs, magnitude
 from onnxdrp.layers import Layer, by_weight, layers
-from onnxdrp.least_squares import joined
 from onnxdrp.model import Model
-from onnxdrp.moments import Moments, MomentStats
-from onnxdrp.passes.biases import Biases
-from onnxdrp.passes.sweeps import Mended, Stop, sweep
+from onnxdrp.passes.lone_layers import Damage, LoneLayers, units
 from onnxdrp.patterns import Pattern, parse_pattern, prune_count
 from onnxdrp.pipeline import Pass, PassContext, PassResult
-from onnxdrp.pruned import units_of
-from onnxdrp.pruning_curves import error_curve, fit_to_own, interpolated, spread_rows
+from onnxdrp.pruning_curves import interpolated
 from onnxdrp.selectors import check_selector, select
-from onnxdrp.stored import Stored
-from onnxdrp.taps import Tap
-from onnxdrp.unfold import Unfolding
-from onnxdrp.unit_sensitivity import few, noise_power
-from onnxdrp.walk import walk
 
 __all__ = ["AllocateRates"]
 
-Array = npt.NDArray[Any]
-Bools = npt.NDArray[np.bool_]
-
-_RATES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # at which layers are fitted, besides their own
 _OPTIONS = 96  # rates of a layer that are compared
-_COPIES = 4  # of X'X, at most at a time
 
 
 @dataclass(frozen=True)
@@ -60,7 +39,7 @@ class AllocateRates(Pass):
 
     Stats: `rates` {weight: rate}; `curves` {weight: [rate, error of the outputs] of each rate
     looked at}; `error`, the sum of these `before` and `after`; `kept`, weights whose rate was not
-    to change; `skipped` {node: why it kept its rate}.
+    to change; `skipped` {node: why it keeps its rate}.
 
     Attributes:
         of: what is shared out: the "weights" that are pruned, or the "macs" that this saves.
@@ -100,58 +79,83 @@ class AllocateRates(Pass):
             _check_free(parse_pattern(self.pattern))
 
     def requires(self, model: Model, ctx: PassContext) -> None:
-        """Layers are chosen and not pruned yet, the pattern leaves rates open, and there is data."""
+        """Layers are chosen and none is pruned, the pattern leaves rates open, there is data."""
         if ctx.reader is None:
-            raise DataError(
-                "allocate-rates needs data; give some hundred images or arrays (--calib)"
-            )
+            raise DataError("rates are shared out by data; give some hundred images (--calib)")
         if not ctx.rates:
             raise ModelError("no layer is chosen yet; run select-layers first")
         if ctx.masks:
             raise ModelError("weights are pruned already; run allocate-rates before that")
+        users = by_weight(layers(model))
+        for weight in ctx.rates:
+            if weight not in users:
+                raise ModelError(f"no layer has the weight {weight!r} any more; select layers last")
         _check_free(parse_pattern(self.pattern or ctx.target.pattern))
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises ModelError where multiply-adds are asked for and not known, DataError for NaN."""
         pattern = parse_pattern(self.pattern or ctx.target.pattern)
         found = layers(model, pattern.block)
-        users = by_weight(found)
-        kept = self._kept(found, ctx)
-        budget = _Budget(self.of, pattern, users)
-        trial = _Trial(self, model, ctx, pattern, users, kept)
-        trial.fit()
-        trial.compare()
-        curves = {
-            weight: budget.curve(weight, ctx.rates[weight], self.highest, probe)
-            for weight, probe in trial.probes.items()
-        }
-        before = [prune_count(ctx.rates[weight], curve.units) for weight, curve in curves.items()]
-        total = math.fsum(
-            float(c.kept_cost(p)) for c, p in zip(curves.values(), before, strict=True)
+        users, kept = by_weight(found), self._kept(found, ctx)
+        costs = {weight: self._cost(users[weight]) for weight in ctx.rates.keys() - kept}
+        lone = LoneLayers(
+            model,
+            ctx,
+            pattern,
+            users,
+            highest=self.highest,
+            rows=self.rows,
+            memory_limit=self.memory_limit,
+            moments_limit=self.moments_limit,
+            kept=kept,
         )
-        after = allocate(list(curves.values()), total)
-        pairs = list(zip(curves.items(), after, strict=True))
-        ctx.rates = ctx.rates | {weight: pruned / curve.units for (weight, curve), pruned in pairs}
+        damages = lone.damages(self.samples)
+        curves = [
+            _curve(damage, units(users[weight][0], pattern), costs[weight])
+            for weight, damage in damages.items()
+        ]
+        before = [
+            prune_count(ctx.rates[weight], curve.units)
+            for weight, curve in zip(damages, curves, strict=True)
+        ]
+        budget = math.fsum(c.kept_cost(p) for c, p in zip(curves, before, strict=True))
+        after = allocate(curves, budget)
+        ctx.rates = ctx.rates | {
+            weight: pruned / curve.units
+            for weight, curve, pruned in zip(damages, curves, after, strict=True)
+        }
         stats = {
             "rates": dict(ctx.rates),
             "curves": {
-                weight: [[rate, error] for rate, error in zip(p.rates, p.damage, strict=True)]
-                for weight, p in trial.probes.items()
+                weight: [list(point) for point in zip(d.rates, d.errors, strict=True)]
+                for weight, d in damages.items()
             },
-            "error": {
-                "before": _summed(curves.values(), before),
-                "after": _summed(curves.values(), after),
-            },
+            "error": {"before": _summed(curves, before), "after": _summed(curves, after)},
             "kept": sorted(kept),
-            "skipped": trial.skipped,
+            "skipped": lone.skipped,
         }
         return PassResult(modified=False, stats=stats)
 
-    def _kept(self, found: list[Layer], ctx: PassContext) -> set[str]:
+    def _kept(self, found: Sequence[Layer], ctx: PassContext) -> set[str]:
+        """The weights whose rates are not to change."""
         names = {u.name: tuple(filter(None, (u.name, u.weight))) for u in found}
         weights = {u.name: u.weight for u in found}
         hit = {weights[n] for selector in self.keep for n in select(selector, names, "layer")}
         return {weight for weight in hit if weight is not None and weight in ctx.rates}
+
+    def _cost(self, users: Sequence[Layer]) -> int:
+        """Of all of a weight."""
+        if self.of == "weights":
+            return users[0].weights
+        total = 0
+        for layer in users:
+            if layer.baseline_mac is None:
+                raise ModelError(
+                    f"the multiply-adds of {layer.name!r} are not known: {layer.why_no_mac}; fix "
+                    "the shapes of the inputs, or share out weights"
+                )
+            total += layer.baseline_mac
+        return total
 
 
 def _check_free(pattern: Pattern) -> None:
@@ -162,212 +166,13 @@ def _check_free(pattern: Pattern) -> None:
         )
 
 
-def _summed(curves: Any, pruned: list[int]) -> float:
+def _curve(damage: Damage, count: int, cost: int) -> Curve:
+    """The rates that a weight of so many units may have."""
+    most = round(damage.rates[-1] * count)
+    options = np.linspace(0, most, min(most, _OPTIONS) + 1).round().astype(np.int64)
+    errors = interpolated(options / count, damage.rates, np.asarray(damage.errors))
+    return Curve(count, cost / count, options, errors)
+
+
+def _summed(curves: Sequence[Curve], pruned: Sequence[int]) -> float:
     return math.fsum(curve.error(p) for curve, p in zip(curves, pruned, strict=True))
-
-
-@dataclass(frozen=True)
-class _Budget:
-    """What weights cost while they are kept."""
-
-    of: str
-    pattern: Pattern
-    users: Mapping[str, list[Layer]]
-
-    def curve(self, weight: str, rate: float, highest: float, probe: "_Probe") -> Curve:
-        """The rates that a weight may have."""
-        units = units_of(_stored(self.users[weight])[1], self.pattern)
-        most = prune_count(max(highest, rate), units)
-        options = np.linspace(0, most, min(most, _OPTIONS) + 1).round().astype(np.int64)
-        errors = interpolated(options / units, probe.rates, np.asarray(probe.damage))
-        return Curve(units, self._cost(weight) / units, options, errors)
-
-    def _cost(self, weight: str) -> int:
-        """Of all of a weight."""
-        if self.of == "weights":
-            return self.users[weight][0].weights
-        total = 0
-        for layer in self.users[weight]:
-            if layer.baseline_mac is None:
-                raise ModelError(
-                    f"{layer.name!r}: multiply-adds are not known ({layer.why_no_mac}); run "
-                    "infer-shapes or freeze-shapes first, or share out weights"
-                )
-            total += layer.baseline_mac
-        return total
-
-
-@dataclass(eq=False)
-class _Probe:
-    """A weight at the rate it has, fitted; and its errors at others.
-
-    Attributes:
-        values: the fitted weight.
-        shifts: of each of its layers, what its bias is to be changed by.
-        rates: from 0 on.
-        errors: of some of its outputs, at each rate.
-        place: of its own rate among them.
-        damage: what it does to the model's outputs, at each rate.
-    """
-
-    values: Array
-    shifts: list[Array]
-    rates: list[float]
-    errors: Array
-    place: int
-    damage: list[float] = field(default_factory=list)
-
-    def set_damage(self, measured: float) -> None:
-        """Scale the errors to what was measured at its own rate."""
-        whole = float(self.errors[self.place])
-        self.damage = (self.errors * (measured / whole if whole else 1.0)).tolist()
-
-
-class _Trial:
-    """Prunes one layer at a time in a copy of the model."""
-
-    def __init__(
-        self,
-        step: AllocateRates,
-        model: Model,
-        ctx: PassContext,
-        pattern: Pattern,
-        users: Mapping[str, list[Layer]],
-        kept: set[str],
-    ) -> None:
-        self.step, self.model, self.ctx, self.pattern, self.users = step, model, ctx, pattern, users
-        self.pruned = model.clone()
-        self.probes: dict[str, _Probe] = {}
-        stops, skipped = sweep(self.pruned, list(ctx.rates))
-        names = {layer.name for weight in ctx.rates for layer in users.get(weight, ())}
-        self.skipped = {node: why for node, why in skipped.items() if node in names}
-        self.stops = [s for stop in stops if (s := self._chosen(stop, kept)).rounds]
-        biases = Biases(self.pruned)
-        self.biases = {
-            use.node.name: biases.own(use.bias.holder, use.bias.place, use.bias.outputs)
-            for _, one in self._all()
-            for use in one.uses
-            if use.bias is not None
-        }
-
-    def _chosen(self, stop: Stop, kept: set[str]) -> Stop:
-        """The stop with the weights that get a rate."""
-        found = []
-        for one in (one for part in stop.rounds for one in part):
-            if one.weight.name not in self.ctx.rates or one.weight.name in kept:
-                continue
-            way = one.uses[0].unfolding
-            needed = _COPIES * 8 * way.groups * way.columns * (way.columns + way.outputs)
-            if needed <= self.step.moments_limit:
-                found.append(one)
-                continue
-            why = f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
-            self.skipped |= dict.fromkeys((use.node.name for use in one.uses), why)
-        return Stop(stop.cut, [found] if found else [])
-
-    def _all(self) -> Iterator[tuple[Stop, Mended]]:
-        return ((stop, one) for stop in self.stops for part in stop.rounds for one in part)
-
-    def fit(self) -> None:
-        """Prune and fit each weight at its own rate, and some rows at others."""
-        assert self.ctx.reader is not None  # see requires
-        steps = walk(
-            self.model,
-            self.ctx.reader,
-            [stop.cut for stop in self.stops],
-            memory_limit=self.step.memory_limit,
-            workers=self.ctx.workers,
-            progress=self.ctx.progress,
-        )
-        for at, stop in zip(steps if self.stops else (), self.stops, strict=True):
-            positions = math.ceil(self.step.rows / at.samples)
-            for one in (one for part in stop.rounds for one in part):
-                taps = {
-                    i: Tap(use.data, Moments(use.unfolding, positions, self.ctx.seed))
-                    for i, use in enumerate(one.uses)
-                }
-                moments = at.observe(taps)
-                stats = [moments[i] for i in range(len(one.uses))]
-                self.probes[one.weight.name] = self._probe(one, stats)
-
-    def _probe(self, one: Mended, moments: list[MomentStats]) -> _Probe:
-        weight, way = one.weight.name, one.uses[0].unfolding
-        rate, (stored, geometry) = self.ctx.rates[weight], _stored(self.users[weight])
-        units = units_of(geometry, self.pattern)
-        values = stored.values(self.model)
-        matrix, masks = way.matrix(values), _Masks(values, geometry, self.pattern, way)
-        stats = joined(
-            [m if u.bias is None else m.centred() for u, m in zip(one.uses, moments, strict=True)]
-        )
-        own = prune_count(rate, units)
-        most = prune_count(max(self.step.highest, rate), units)
-        counts = {0, own, most, *(min(prune_count(r, units), most) for r in _RATES)}
-        rates = [count / units for count in sorted(counts)]
-        fitted = fit_to_own(matrix, masks.keep(own / units), stats)
-        rows = spread_rows(fitted.error, way.columns)
-        errors = error_curve(matrix, masks.keep, stats, rates[1:], rows)
-        lost = matrix - np.asarray(fitted.matrix, np.float64)
-        shifts = [np.einsum("gmk,gk->gm", lost, m.x / max(m.count, 1)).ravel() for m in moments]
-        return _Probe(
-            way.weight(fitted.matrix),
-            shifts,
-            rates,
-            np.append(0.0, errors),
-            sorted(counts).index(own),
-        )
-
-    def compare(self) -> None:
-        """What each weight, pruned and fitted alone, does to the outputs of the model."""
-        assert self.ctx.reader is not None
-        outputs = [
-            o.name for o in self.model.outputs if o.dtype is not None and o.dtype.kind == "f"
-        ]
-        if not outputs:
-            raise ModelError("no output of the model is float; there is nothing to compare")
-        taps = {name: Tap((("float", name), ("pruned", name)), Error()) for name in outputs}
-        held = self.pruned.tensors()
-        steps = walk(
-            {"float": self.model, "pruned": self.pruned},
-            few(self.ctx.reader, self.step.samples, self.ctx.seed),
-            [stop.cut for stop in self.stops],
-            memory_limit=self.step.memory_limit,
-            workers=self.ctx.workers,
-            progress=self.ctx.progress,
-        )
-        for at, stop in zip(steps if self.stops else (), self.stops, strict=True):
-            for one in (one for part in stop.rounds for one in part):
-                probe = self.probes[one.weight.name]
-                changed = {one.weight.name: probe.values}
-                for use, shift in zip(one.uses, probe.shifts, strict=True):
-                    if (bias := self.biases.get(use.node.name)) is not None:
-                        before = self.pruned.weight(held[bias])
-                        changed[bias] = before + shift.reshape(before.shape).astype(before.dtype)
-                whole = {name: self.pruned.weight(held[name]) for name in changed}
-                for name, values in changed.items():
-                    self.pruned.set_weight(held[name], values)
-                found = at.observe(taps)
-                for name, values in whole.items():
-                    self.pruned.set_weight(held[name], values)
-                shares = [noise_power(found[name].sqnr_db) for name in outputs]
-                probe.set_damage(math.fsum(s for s in shares if math.isfinite(s)) / len(outputs))
-
-
-@dataclass(frozen=True, eq=False)
-class _Masks:
-    """The masks that PruneBlocks would give a weight."""
-
-    values: Array
-    geometry: WeightGeometry
-    pattern: Pattern
-    unfolding: Unfolding
-
-    def keep(self, rate: float) -> Bools:
-        """What stays, as the unfolding sees the weight."""
-        keep = self.pattern.mask(magnitude(self.values, self.geometry), rate)
-        return self.unfolding.matrix(from_slabs(keep, self.geometry))
-
-
-def _stored(users: list[Layer]) -> tuple[Stored, WeightGeometry]:
-    if users[0].stored is None or users[0].geometry is None:
-        raise ModelError(f"{users[0].name!r} cannot be pruned ({users[0].barred})")
-    return users[0].stored, users[0].geometry

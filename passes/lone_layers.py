@@ -1,0 +1,271 @@
+"""What pruning one layer alone does to the outputs of the model, at each rate, from data.
+
+    d(r) = D * e(r) / e(r0)
+
+with e(r) what stays wrong at the layer's own output when it is pruned at rate r and its other
+weights are fitted (onnxdrp.pruning_curves), and D the error of the model's outputs, as a share of
+their power, when it is so at rate r0. A weight that several layers share is pruned for all of them;
+D then tells of those behind the last tensor that they read.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdrp.errors import ModelError
+from onnxdrp.fidelity import Error
+from onnxdrp.geometry import from_slabs, magnitude
+from onnxdrp.layers import Layer
+from onnxdrp.least_squares import joined
+from onnxdrp.model import Model
+from onnxdrp.moments import Moments, MomentStats
+from onnxdrp.passes.biases import Biases
+from onnxdrp.passes.sweeps import Mended, Stop, sweep
+from onnxdrp.patterns import Pattern, prune_count
+from onnxdrp.pipeline import PassContext
+from onnxdrp.pruned import units_of
+from onnxdrp.pruning_curves import error_curve, fit_to_own, spread_rows
+from onnxdrp.taps import Tap
+from onnxdrp.unfold import Unfolding
+from onnxdrp.unit_sensitivity import few, noise_power
+from onnxdrp.walk import walk
+
+__all__ = ["Damage", "LoneLayers", "units"]
+
+Array = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
+
+_RATES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # at which layers are fitted, besides their own
+_COPIES = 4  # of X'X, at most at a time
+
+
+def units(layer: Layer, pattern: Pattern) -> int:
+    """How many units of a pattern a layer has, of which a rate prunes a whole number."""
+    if layer.geometry is None:
+        raise ModelError(f"{layer.name!r} cannot be pruned ({layer.barred})")
+    found = units_of(layer.geometry, pattern)
+    assert found is not None  # of all patterns that have names
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Damage:
+    """What pruning one weight does.
+
+    Attributes:
+        rates: from 0 to the highest.
+        errors: of the outputs of the model, noise over signal, at each; a mean over the outputs.
+    """
+
+    rates: list[float]
+    errors: list[float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """A weight pruned and fitted at its own rate.
+
+    Attributes:
+        values: the weight.
+        shifts: of each of its layers, what comes on top of the bias.
+        rates: from 0 to the highest.
+        errors: of some rows of the weight at each of them.
+        own: the place of its own rate.
+    """
+
+    values: Array
+    shifts: list[Array]
+    rates: list[float]
+    errors: Array
+    own: int
+
+
+class LoneLayers:
+    """The layers that have rates, each of which is pruned alone in a copy of the model.
+
+    Args:
+        model: float; is not changed.
+        ctx: with rates and data; is not changed.
+        pattern: of the masks.
+        users: {weight: its layers}.
+        highest: rate to look at, where a layer has not a higher one.
+        rows: of a layer's input that are looked at, if there are more.
+        memory_limit: bytes of activations held in memory.
+        moments_limit: a weight whose X'X takes more bytes, in four copies, is passed over.
+        kept: weights to pass over.
+
+    Attributes:
+        skipped: {node: why it is passed over}.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ctx: PassContext,
+        pattern: Pattern,
+        users: Mapping[str, list[Layer]],
+        *,
+        highest: float,
+        rows: int,
+        memory_limit: int,
+        moments_limit: int,
+        kept: set[str],
+    ) -> None:
+        self.model, self.ctx, self.pattern, self.users = model, ctx, pattern, users
+        self._highest, self._rows, self._limit = highest, rows, memory_limit
+        self._pruned = model.clone()
+        stops, skipped = sweep(self._pruned, list(ctx.rates))
+        names = {layer.name for weight in ctx.rates for layer in users[weight]}
+        self.skipped = {node: why for node, why in skipped.items() if node in names}
+        chosen = ctx.rates.keys() - kept
+        found = ((stop, self._affordable(stop, chosen, moments_limit)) for stop in stops)
+        self._stops = [(stop.cut, weights) for stop, weights in found if weights]
+        biases = Biases(self._pruned)
+        self._biases = {
+            use.node.name: biases.own(use.bias.holder, use.bias.place, use.bias.outputs)
+            for _, weights in self._stops
+            for one in weights
+            for use in one.uses
+            if use.bias is not None
+        }
+
+    def _affordable(self, stop: Stop, chosen: set[str], limit: int) -> list[Mended]:
+        found = []
+        for one in (one for part in stop.rounds for one in part if one.weight.name in chosen):
+            way = one.uses[0].unfolding
+            needed = _COPIES * 8 * way.groups * way.columns * (way.columns + way.outputs)
+            if needed <= limit:
+                found.append(one)
+                continue
+            why = f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
+            self.skipped |= dict.fromkeys((use.node.name for use in one.uses), why)
+        return found
+
+    def damages(self, samples: int) -> dict[str, Damage]:
+        """{weight: what it does}.
+
+        Args:
+            samples: on which outputs are compared.
+
+        Raises:
+            ModelError: no output of the model is float.
+            DataError: an activation is not finite.
+        """
+        probes = dict(self._fitted())
+        return {
+            weight: _damage(probes[weight], measured)
+            for weight, measured in self._measured(probes, samples)
+        }
+
+    def _fitted(self) -> Iterator[tuple[str, _Probe]]:
+        """Each weight, pruned and fitted by what its layers read in the float model."""
+        assert self.ctx.reader is not None
+        steps = walk(
+            self.model,
+            self.ctx.reader,
+            [cut for cut, _ in self._stops],
+            memory_limit=self._limit,
+            workers=self.ctx.workers,
+            progress=self.ctx.progress,
+        )
+        for at, (_, weights) in zip(steps, self._stops, strict=True):
+            positions = math.ceil(self._rows / at.samples)
+            for one in weights:
+                taps = {
+                    i: Tap(use.data, Moments(use.unfolding, positions, self.ctx.seed))
+                    for i, use in enumerate(one.uses)
+                }
+                moments = at.observe(taps)
+                yield one.weight.name, self._probe(one, [moments[i] for i in taps])
+
+    def _probe(self, one: Mended, moments: list[MomentStats]) -> _Probe:
+        weight, way = one.weight.name, one.uses[0].unfolding
+        rate, layer = self.ctx.rates[weight], self.users[weight][0]
+        count = units(layer, self.pattern)
+        own, most = prune_count(rate, count), prune_count(max(self._highest, rate), count)
+        places = sorted({0, own, most, *(min(prune_count(r, count), most) for r in _RATES)})
+        rates = [place / count for place in places]
+        values = self.model.weight(one.weight)
+        matrix, stats = (
+            way.matrix(values),
+            joined([_centred(one, i, m) for i, m in enumerate(moments)]),
+        )
+
+        def keep(at: float) -> Bools:
+            return self._keep(layer, values, way, at)
+
+        fitted = fit_to_own(matrix, keep(own / count), stats)
+        rows = spread_rows(fitted.error, way.columns)
+        errors = error_curve(matrix, keep, stats, rates[1:], rows)
+        lost = matrix - np.asarray(fitted.matrix, np.float64)
+        return _Probe(
+            values=way.weight(fitted.matrix),
+            shifts=[np.einsum("gmk,gk->gm", lost, m.x / max(m.count, 1)) for m in moments],
+            rates=rates,
+            errors=np.append(0.0, errors),
+            own=places.index(own),
+        )
+
+    def _keep(self, layer: Layer, values: Array, way: Unfolding, rate: float) -> Bools:
+        """The mask that PruneBlocks would give a weight, as the unfolding sees it."""
+        assert layer.geometry is not None  # it is chosen
+        keep = self.pattern.mask(magnitude(values, layer.geometry), rate)
+        return way.matrix(from_slabs(keep, layer.geometry))
+
+    def _measured(self, probes: Mapping[str, _Probe], samples: int) -> Iterator[tuple[str, float]]:
+        """Each weight, and the error of the model's outputs when it alone is as in its probe."""
+        assert self.ctx.reader is not None
+        outputs = [
+            o.name for o in self.model.outputs if o.dtype is not None and o.dtype.kind == "f"
+        ]
+        if not outputs:
+            raise ModelError("no output of the model is float; there is nothing to compare")
+        taps = {name: Tap((("float", name), ("pruned", name)), Error()) for name in outputs}
+        steps = walk(
+            {"float": self.model, "pruned": self._pruned},
+            few(self.ctx.reader, samples, self.ctx.seed),
+            [cut for cut, _ in self._stops],
+            memory_limit=self._limit,
+            workers=self.ctx.workers,
+            progress=self.ctx.progress,
+        )
+        for at, (_, weights) in zip(steps, self._stops, strict=True):
+            for one in weights:
+                before = self._exchange(self._pruned_values(one, probes[one.weight.name]))
+                found = at.observe(taps)
+                self._exchange(before)
+                shares = [noise_power(found[name].sqnr_db) for name in outputs]
+                known = [share for share in shares if math.isfinite(share)]  # not of zeros alone
+                yield one.weight.name, math.fsum(known) / max(len(known), 1)
+
+    def _pruned_values(self, one: Mended, probe: _Probe) -> dict[str, Array]:
+        """{stored tensor: values} of a weight and the biases of its layers."""
+        changed = {one.weight.name: probe.values}
+        for use, shift in zip(one.uses, probe.shifts, strict=True):
+            if (name := self._biases.get(use.node.name)) is not None:
+                bias = self._pruned.weight(name)
+                changed[name] = bias + shift.reshape(bias.shape).astype(bias.dtype)
+        return changed
+
+    def _exchange(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Give tensors of the copy other values; those they had."""
+        before = {name: self._pruned.weight(name) for name in values}
+        for name, array in values.items():
+            self._pruned.set_weight(name, array)
+        return before
+
+
+def _centred(one: Mended, place: int, moments: MomentStats) -> MomentStats:
+    """The moments as a fit wants them: without the means where a bias is free to take these."""
+    return moments if one.uses[place].bias is None else moments.centred()
+
+
+def _damage(probe: _Probe, measured: float) -> Damage:
+    """The curve that goes through what was measured; as it is, if nothing was wrong there."""
+    whole = float(probe.errors[probe.own])
+    scale = measured / whole if whole else 1.0
+    return Damage(probe.rates, (probe.errors * scale).tolist())

@@ -57,7 +57,7 @@ def allocate(curves: Sequence[Curve], budget: float, buckets: int = _BUCKETS) ->
 
     The choice is the best there is where all costs are whole multiples of one number of which the
     budget is no more than `buckets` above the least possible cost; else the best to within what a
-    bucket for each layer makes. Of equal choices the first layers are pruned least.
+    bucket for each layer makes.
 
     Args:
         curves: of the layers.
@@ -78,11 +78,13 @@ def allocate(curves: Sequence[Curve], budget: float, buckets: int = _BUCKETS) ->
             f"with as much pruned as may be {math.fsum(least):g} remains, more than the budget of "
             f"{budget:g}; ask for less, or let layers be pruned more"
         )
+    if free <= _SLACK * abs(budget):
+        return [int(curve.pruned[-1]) for curve in curves]
     steps = [curve.kept_cost(curve.pruned) - low for curve, low in zip(curves, least, strict=True)]
-    bucket = _bucket(steps, max(free, 0.0), buckets)
+    bucket = _bucket(steps, free, buckets)
     needed = [np.ceil(step / bucket - _SLACK).astype(np.int64) for step in steps]
     size = min(math.floor(free / bucket + _SLACK), sum(int(n.max()) for n in needed))
-    chosen = _best(needed, [curve.errors for curve in curves], max(size, 0))
+    chosen = _best(needed, [curve.errors for curve in curves], size)
     pruned = [int(curve.pruned[i]) for curve, i in zip(curves, chosen, strict=True)]
     return _filled(curves, pruned, budget)
 
@@ -93,7 +95,7 @@ def _bucket(steps: Sequence[Floats], free: float, buckets: int) -> float:
         common = math.gcd(*(int(value) for step in steps for value in step)) or 1
         if free / common <= buckets:
             return float(common)
-    return free / buckets if free else 1.0
+    return free / buckets
 
 
 def _best(needed: Sequence[Ints], errors: Sequence[Floats], size: int) -> list[int]:

@@ -198,12 +198,12 @@ class LoneLayers:
         def keep(at: float) -> Bools:
             return self._keep(layer, values, way, at)
 
-        fitted = fit_to_own(matrix, keep(own / count), stats)
-        rows = spread_rows(fitted.error, way.columns)
+        fitted, wrong = fit_to_own(matrix, keep(own / count), stats)
+        rows = spread_rows(wrong, way.columns)
         errors = error_curve(matrix, keep, stats, rates[1:], rows)
-        lost = matrix - np.asarray(fitted.matrix, np.float64)
+        lost = matrix - np.asarray(fitted, np.float64)
         return _Probe(
-            values=way.weight(fitted.matrix),
+            values=way.weight(fitted),
             shifts=[np.einsum("gmk,gk->gm", lost, m.x / max(m.count, 1)) for m in moments],
             rates=rates,
             errors=np.append(0.0, errors),

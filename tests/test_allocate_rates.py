@@ -129,7 +129,7 @@ def test_the_curve_goes_through_the_error_of_the_outputs_with_one_layer_pruned_a
     lone, alone = model.clone(), PassContext(rates={"behind": 0.5})
     PruneBlocks(pattern="block").run(lone, alone)
     matrix = way.matrix(model.weight("behind"))
-    fitted = fit_to_own(matrix, way.matrix(alone.masks["behind"].keep), moments.centred()).matrix
+    fitted, _ = fit_to_own(matrix, way.matrix(alone.masks["behind"].keep), moments.centred())
     lost = np.asarray(matrix - fitted, np.float64)
     shift = np.einsum("gmk,gk->gm", lost, moments.x / moments.count).ravel()
     lone.set_weight("behind", way.weight(fitted))

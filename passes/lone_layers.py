@@ -1,11 +1,13 @@
 """What pruning one layer alone does to the outputs of the model, at each rate, from data.
 
-    d(r) = D * e(r) / e(r0)
+    d(r) = s(e(r)) * e(r)          s = D / e  at two rates: the one it has, and one nearer to 1
 
 with e(r) what stays wrong at the layer's own output when it is pruned at rate r and its other
 weights are fitted (onnxdrp.pruning_curves), and D the error of the model's outputs, as a share of
-their power, when it is so at rate r0. A weight that several layers share is pruned for all of them;
-D then tells of those behind the last tensor that they read.
+their power, when it is so. Between the two rates s is on a line, beyond them it stays. It is not
+the same at both: large errors go through activations otherwise than small ones do, and cannot make
+outputs worse than useless. A weight that several layers share is pruned for all of them; D then
+tells of those behind the last tensor that they read.
 """
 
 import math
@@ -24,7 +26,7 @@ from onnxdrp.least_squares import joined
 from onnxdrp.model import Model
 from onnxdrp.moments import Moments, MomentStats
 from onnxdrp.passes.biases import Biases
-from onnxdrp.passes.sweeps import Mended, Stop, sweep
+from onnxdrp.passes.sweeps import Mended, Stop, Use, sweep
 from onnxdrp.patterns import Pattern, prune_count
 from onnxdrp.pipeline import PassContext
 from onnxdrp.pruned import units_of
@@ -66,22 +68,33 @@ class Damage:
 
 
 @dataclass(frozen=True, eq=False)
-class _Probe:
-    """A weight pruned and fitted at its own rate.
+class _Fitted:
+    """A weight pruned and fitted.
 
     Attributes:
+        place: of the rate among those of its probe.
         values: the weight.
         shifts: of each of its layers, what comes on top of the bias.
-        rates: from 0 to the highest.
-        errors: of some rows of the weight at each of them.
-        own: the place of its own rate.
     """
 
+    place: int
     values: Array
     shifts: list[Array]
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """What is known of a weight by what its layers read.
+
+    Attributes:
+        rates: from 0 to the highest.
+        errors: of some rows of the weight at each of them.
+        fitted: at the rates at which outputs are looked at.
+    """
+
     rates: list[float]
     errors: Array
-    own: int
+    fitted: list[_Fitted]
 
 
 class LoneLayers:
@@ -156,10 +169,8 @@ class LoneLayers:
             DataError: an activation is not finite.
         """
         probes = dict(self._fitted())
-        return {
-            weight: _damage(probes[weight], measured)
-            for weight, measured in self._measured(probes, samples)
-        }
+        measured = self._measured(probes, samples)
+        return {weight: _damage(probes[weight], points) for weight, points in measured}
 
     def _fitted(self) -> Iterator[tuple[str, _Probe]]:
         """Each weight, pruned and fitted by what its layers read in the float model."""
@@ -187,28 +198,25 @@ class LoneLayers:
         rate, layer = self.ctx.rates[weight], self.users[weight][0]
         count = units(layer, self.pattern)
         own, most = prune_count(rate, count), prune_count(max(self._highest, rate), count)
-        places = sorted({0, own, most, *(min(prune_count(r, count), most) for r in _RATES)})
+        looked_at = sorted({own, min((own + count) // 2, most)})
+        places = sorted({0, most, *looked_at, *(min(prune_count(r, count), most) for r in _RATES)})
         rates = [place / count for place in places]
         values = self.model.weight(one.weight)
-        matrix, stats = (
-            way.matrix(values),
-            joined([_centred(one, i, m) for i, m in enumerate(moments)]),
-        )
+        matrix = way.matrix(values)
+        stats = joined([_centred(use, m) for use, m in zip(one.uses, moments, strict=True)])
 
         def keep(at: float) -> Bools:
             return self._keep(layer, values, way, at)
 
-        fitted, wrong = fit_to_own(matrix, keep(own / count), stats)
+        fitted = []
+        for place in looked_at:
+            mended, wrong = fit_to_own(matrix, keep(place / count), stats)
+            lost = matrix - np.asarray(mended, np.float64)
+            shifts = [np.einsum("gmk,gk->gm", lost, m.x / max(m.count, 1)) for m in moments]
+            fitted.append(_Fitted(places.index(place), way.weight(mended), shifts))
         rows = spread_rows(wrong, way.columns)
         errors = error_curve(matrix, keep, stats, rates[1:], rows)
-        lost = matrix - np.asarray(fitted, np.float64)
-        return _Probe(
-            values=way.weight(fitted),
-            shifts=[np.einsum("gmk,gk->gm", lost, m.x / max(m.count, 1)) for m in moments],
-            rates=rates,
-            errors=np.append(0.0, errors),
-            own=places.index(own),
-        )
+        return _Probe(rates, np.append(0.0, errors), fitted)
 
     def _keep(self, layer: Layer, values: Array, way: Unfolding, rate: float) -> Bools:
         """The mask that PruneBlocks would give a weight, as the unfolding sees it."""
@@ -216,8 +224,10 @@ class LoneLayers:
         keep = self.pattern.mask(magnitude(values, layer.geometry), rate)
         return way.matrix(from_slabs(keep, layer.geometry))
 
-    def _measured(self, probes: Mapping[str, _Probe], samples: int) -> Iterator[tuple[str, float]]:
-        """Each weight, and the error of the model's outputs when it alone is as in its probe."""
+    def _measured(
+        self, probes: Mapping[str, _Probe], samples: int
+    ) -> Iterator[tuple[str, list[float]]]:
+        """Each weight, and the error of the outputs with it alone as each of its probe's."""
         assert self.ctx.reader is not None
         outputs = [
             o.name for o in self.model.outputs if o.dtype is not None and o.dtype.kind == "f"
@@ -235,17 +245,18 @@ class LoneLayers:
         )
         for at, (_, weights) in zip(steps, self._stops, strict=True):
             for one in weights:
-                before = self._exchange(self._pruned_values(one, probes[one.weight.name]))
-                found = at.observe(taps)
-                self._exchange(before)
-                shares = [noise_power(found[name].sqnr_db) for name in outputs]
-                known = [share for share in shares if math.isfinite(share)]  # not of zeros alone
-                yield one.weight.name, math.fsum(known) / max(len(known), 1)
+                errors = []
+                for fitted in probes[one.weight.name].fitted:
+                    before = self._exchange(self._pruned_values(one, fitted))
+                    found = at.observe(taps)
+                    self._exchange(before)
+                    errors.append(_share([found[name].sqnr_db for name in outputs]))
+                yield one.weight.name, errors
 
-    def _pruned_values(self, one: Mended, probe: _Probe) -> dict[str, Array]:
+    def _pruned_values(self, one: Mended, fitted: _Fitted) -> dict[str, Array]:
         """{stored tensor: values} of a weight and the biases of its layers."""
-        changed = {one.weight.name: probe.values}
-        for use, shift in zip(one.uses, probe.shifts, strict=True):
+        changed = {one.weight.name: fitted.values}
+        for use, shift in zip(one.uses, fitted.shifts, strict=True):
             if (name := self._biases.get(use.node.name)) is not None:
                 bias = self._pruned.weight(name)
                 changed[name] = bias + shift.reshape(bias.shape).astype(bias.dtype)
@@ -259,13 +270,21 @@ class LoneLayers:
         return before
 
 
-def _centred(one: Mended, place: int, moments: MomentStats) -> MomentStats:
+def _centred(use: Use, moments: MomentStats) -> MomentStats:
     """The moments as a fit wants them: without the means where a bias is free to take these."""
-    return moments if one.uses[place].bias is None else moments.centred()
+    return moments if use.bias is None else moments.centred()
 
 
-def _damage(probe: _Probe, measured: float) -> Damage:
-    """The curve that goes through what was measured; as it is, if nothing was wrong there."""
-    whole = float(probe.errors[probe.own])
-    scale = measured / whole if whole else 1.0
-    return Damage(probe.rates, (probe.errors * scale).tolist())
+def _share(decibels: list[float]) -> float:
+    """The mean of noise over signal, without outputs that are all zero in the float model."""
+    shares = [share for share in map(noise_power, decibels) if math.isfinite(share)]
+    return math.fsum(shares) / max(len(shares), 1)
+
+
+def _damage(probe: _Probe, measured: list[float]) -> Damage:
+    """The curve through what was measured; the layer's own errors, if nothing is wrong there."""
+    at = [float(probe.errors[fitted.place]) for fitted in probe.fitted]
+    known = [(x, y / x) for x, y in zip(at, measured, strict=True) if x > 0] or [(0.0, 1.0)]
+    wrong, slopes = np.array(known).T
+    slope = np.interp(probe.errors, wrong, slopes)
+    return Damage(probe.rates, np.maximum.accumulate(slope * probe.errors).tolist())

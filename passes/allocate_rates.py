@@ -8,7 +8,7 @@ more, while the share of weights, or of multiply-adds, that is pruned in all sta
 (onnxdrp.passes.lone_layers), by dynamic programming (onnxdrp.allocation). Errors of several layers
 nearly add up while they are small. Rates are whole numbers of the pattern's units. No label is
 read, and no weight is touched. The data is read once by the float model; then some samples run
-through half of it, on average, for each layer.
+twice through half of it, on average, for each layer.
 """
 
 import math
@@ -168,8 +168,9 @@ def _check_free(pattern: Pattern) -> None:
 
 def _curve(damage: Damage, count: int, cost: int) -> Curve:
     """The rates that a weight of so many units may have."""
-    most = round(damage.rates[-1] * count)
-    options = np.linspace(0, most, min(most, _OPTIONS) + 1).round().astype(np.int64)
+    known = np.array(damage.rates) * count
+    options = np.linspace(0, known[-1], min(round(known[-1]), _OPTIONS) + 1)
+    options = np.unique(np.append(options, known).round().astype(np.int64))
     errors = interpolated(options / count, damage.rates, np.asarray(damage.errors))
     return Curve(count, cost / count, options, errors)
 

@@ -153,6 +153,8 @@ def test_curves_begin_at_nothing_rise_and_end_at_the_highest_rate():
         assert (np.diff(errors) >= 0).all()
         assert errors[-1] > 0
     assert max(ctx.rates.values()) == 0.75
+    whole = sum(dict(map(tuple, curve))[0.5] for curve in stats["curves"].values())
+    assert stats["error"]["before"] == pytest.approx(whole, rel=1e-9)
 
 
 def test_a_rate_above_the_highest_is_no_obstacle():

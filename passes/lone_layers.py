@@ -12,6 +12,7 @@ tells of those behind the last tensor that they read.
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,7 +176,7 @@ class LoneLayers:
     def _fitted(self) -> Iterator[tuple[str, _Probe]]:
         """Each weight, pruned and fitted by what its layers read in the float model."""
         assert self.ctx.reader is not None
-        steps = walk(
+        walked = walk(
             self.model,
             self.ctx.reader,
             [cut for cut, _ in self._stops],
@@ -183,15 +184,16 @@ class LoneLayers:
             workers=self.ctx.workers,
             progress=self.ctx.progress,
         )
-        for at, (_, weights) in zip(steps, self._stops, strict=True):
-            positions = math.ceil(self._rows / at.samples)
-            for one in weights:
-                taps = {
-                    i: Tap(use.data, Moments(use.unfolding, positions, self.ctx.seed))
-                    for i, use in enumerate(one.uses)
-                }
-                moments = at.observe(taps)
-                yield one.weight.name, self._probe(one, [moments[i] for i in taps])
+        with closing(walked):
+            for at, (_, weights) in zip(walked, self._stops, strict=True):
+                positions = math.ceil(self._rows / at.samples)
+                for one in weights:
+                    taps = {
+                        i: Tap(use.data, Moments(use.unfolding, positions, self.ctx.seed))
+                        for i, use in enumerate(one.uses)
+                    }
+                    moments = at.observe(taps)
+                    yield one.weight.name, self._probe(one, [moments[i] for i in taps])
 
     def _probe(self, one: Mended, moments: list[MomentStats]) -> _Probe:
         weight, way = one.weight.name, one.uses[0].unfolding
@@ -235,7 +237,7 @@ class LoneLayers:
         if not outputs:
             raise ModelError("no output of the model is float; there is nothing to compare")
         taps = {name: Tap((("float", name), ("pruned", name)), Error()) for name in outputs}
-        steps = walk(
+        walked = walk(
             {"float": self.model, "pruned": self._pruned},
             few(self.ctx.reader, samples, self.ctx.seed),
             [cut for cut, _ in self._stops],
@@ -243,15 +245,16 @@ class LoneLayers:
             workers=self.ctx.workers,
             progress=self.ctx.progress,
         )
-        for at, (_, weights) in zip(steps, self._stops, strict=True):
-            for one in weights:
-                errors = []
-                for fitted in probes[one.weight.name].fitted:
-                    before = self._exchange(self._pruned_values(one, fitted))
-                    found = at.observe(taps)
-                    self._exchange(before)
-                    errors.append(_share([found[name].sqnr_db for name in outputs]))
-                yield one.weight.name, errors
+        with closing(walked):
+            for at, (_, weights) in zip(walked, self._stops, strict=True):
+                for one in weights:
+                    errors = []
+                    for fitted in probes[one.weight.name].fitted:
+                        before = self._exchange(self._pruned_values(one, fitted))
+                        found = at.observe(taps)
+                        self._exchange(before)
+                        errors.append(_share([found[name].sqnr_db for name in outputs]))
+                    yield one.weight.name, errors
 
     def _pruned_values(self, one: Mended, fitted: _Fitted) -> dict[str, Array]:
         """{stored tensor: values} of a weight and the biases of its layers."""

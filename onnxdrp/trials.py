@@ -76,6 +76,19 @@ class Trials:
                 error.update(want, have)
         return min(error.result().sqnr_db for error in sums)
 
+    @property
+    def top1(self) -> float:
+        """Percent of top-1 of the float model: accuracy with labels, else agreement with itself.
+
+        Raises:
+            OptionError: no output is a row of class scores.
+        """
+        place = self._place()
+        if self._labels is None:
+            return 100.0
+        found = np.concatenate([_classes(piece.outputs[place]) for piece in self._pieces])
+        return 100 * float(np.mean(found == self._labels))
+
     def drop(self, variant: "Model") -> tuple[float, float, float]:
         """Points of top-1 that are lost, and their 95 % interval (low, high).
 
@@ -85,14 +98,19 @@ class Trials:
         Raises:
             OptionError: no output is a row of class scores.
         """
-        if (place := self._scores) is None:
-            raise OptionError("no output is [N, classes], so there is no top-1; give min_sqnr")
+        place = self._place()
         rows = ([_classes(w[place]), _classes(g[place])] for w, g in self._run(variant))
         before, after = (np.concatenate(part) for part in zip(*rows, strict=True))
         if self._labels is None:
             return 100 * float(np.mean(before != after)), *wilson(before != after)
         points, low, high = paired_difference(before == self._labels, after == self._labels)
         return -points, -high, -low
+
+    def _place(self) -> int:
+        """Which output holds class scores."""
+        if self._scores is None:
+            raise OptionError("no output is [N, classes], so there is no top-1; give min_sqnr")
+        return self._scores
 
     def _run(self, variant: "Model") -> "Iterator[tuple[list[Array], list[Array]]]":
         """(outputs in float, outputs of the variant) of each piece."""

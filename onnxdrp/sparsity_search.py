@@ -1,4 +1,4 @@
-"""The highest sparsity at which a pruned and repaired model loses no more than some points of top-1.
+"""The highest sparsity at which a pruned and repaired model loses at most some points of top-1.
 
 Rates are k * step. None is known to lose nothing at 0, so a bracket (holds, fails) stands from the
 start, and each sweep halves it, or does better:
@@ -97,10 +97,8 @@ class Curve:
         if best is None or best.high <= self.max_drop:
             return []
         told = f"the 95 % interval of what is lost on {self.samples} samples"
-        return [
-            f"{told}, {best.low:.2f} to {best.high:.2f} points, reaches beyond {self.max_drop:g}; "
-            "more samples would tell finer"
-        ]
+        beyond = f"{best.low:.2f} to {best.high:.2f} points, reaches beyond {self.max_drop:g}"
+        return [f"{told}, {beyond}; more samples would tell finer"]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -266,7 +264,7 @@ class _Search:
         return min(max(best, low), high)
 
     def _guess(self, lo: int, hi: int) -> int:
-        """Where the goal lies if what is lost grows exponentially; the middle if that is unknown."""
+        """Where the goal lies if loss grows exponentially; the middle if that is unknown."""
         if hi not in self.found:
             return (lo + hi + 1) // 2
         size = [self._log(self.found[k].lost if k else 0.0) for k in (lo, hi)]

@@ -55,6 +55,8 @@ class PassContext:
 
     Attributes:
         reader: calibration data, or None where no pass needs any.
+        held_out: data that no pass fits anything to, to judge by what passes try; None: those that
+            try hold back a part of `reader`.
         target: the hardware profile.
         seed: of everything random.
         rates: {weight name: share to prune}, decided by SelectLayers.
@@ -77,6 +79,7 @@ class PassContext:
     """
 
     reader: "DataReader | None" = None
+    held_out: "DataReader | None" = None
     target: "Target" = field(default_factory=lambda: _generic())
     seed: int = 0
     rates: dict[str, float] = field(default_factory=dict)

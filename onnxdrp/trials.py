@@ -4,6 +4,8 @@ Feeds and outputs are held, so a trial costs one session and its forwards: data 
 float model run, once.
 """
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,9 +25,44 @@ if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
     from onnxdrp.model import Model
 
-__all__ = ["Trials"]
+__all__ = ["Closeness", "Trials"]
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Closeness:
+    """How close a variant is to float, labels left aside.
+
+    Attributes:
+        same: of each sample, whether its top-1 is the same; None where no output is a row of
+            class scores.
+        sqnr_db: signal to noise of the worst output.
+    """
+
+    same: npt.NDArray[np.bool_] | None
+    sqnr_db: float
+
+    def is_closer(self, other: "Closeness") -> bool:
+        """Whether this is closer than another on the same samples.
+
+        It agrees on more of them, by more than the standard error of that difference (the square
+        root of the number of samples on which only one of the two agrees); or if neither does that,
+        it has less noise.
+        """
+        if self.same is not None and other.same is not None:
+            won = int(np.count_nonzero(self.same & ~other.same))
+            lost = int(np.count_nonzero(other.same & ~self.same))
+            if (won - lost) ** 2 > won + lost:
+                return won > lost
+        return self.sqnr_db > other.sqnr_db
+
+    def as_dict(self) -> dict[str, float | None]:
+        """As JSON can hold it: no infinity, shares rounded."""
+        return {
+            "agreement": None if self.same is None else round(float(self.same.mean()), 6),
+            "sqnr_db": round(self.sqnr_db, 4) if math.isfinite(self.sqnr_db) else None,
+        }
 
 
 class _Piece(NamedTuple):
@@ -70,11 +107,19 @@ class Trials:
 
     def sqnr_db(self, variant: "Model") -> float:
         """Signal to noise of the worst output, in dB; inf if nothing differs."""
+        return self.closeness(variant).sqnr_db
+
+    def closeness(self, variant: "Model") -> Closeness:
+        """How close a variant is; labels are not looked at."""
         sums = [Error() for _ in self._names]
+        same = []
         for wanted, got in self._run(variant):
             for error, want, have in zip(sums, wanted, got, strict=True):
                 error.update(want, have)
-        return min(error.result().sqnr_db for error in sums)
+            if (place := self._scores) is not None:
+                same.append(_classes(wanted[place]) == _classes(got[place]))
+        noise = min(error.result().sqnr_db for error in sums)
+        return Closeness(np.concatenate(same) if same else None, noise)
 
     @property
     def top1(self) -> float:

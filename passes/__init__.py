@@ -16,6 +16,7 @@ from onnxdrp.passes.fuse_batchnorm import FuseBatchNorm
 from onnxdrp.passes.infer_shapes import InferShapes
 from onnxdrp.passes.insert_qdq import InsertQdq
 from onnxdrp.passes.keep_float import KeepFloat
+from onnxdrp.passes.match_moments import MatchMoments
 from onnxdrp.passes.measure_sensitivity import MeasureSensitivity
 from onnxdrp.passes.optimize import Optimize
 from onnxdrp.passes.prune_blocks import PruneBlocks
@@ -41,6 +42,7 @@ __all__ = [
     "InferShapes",
     "InsertQdq",
     "KeepFloat",
+    "MatchMoments",
     "MeasureSensitivity",
     "Optimize",
     "PruneBlocks",

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.masked import check_masks
-from onnxdrp.model import Model
+from onnxdrp.model import Model, reads
 from onnxdrp.moments import ChannelMoments, ChannelStats
 from onnxdrp.passes.biases import Biases
 from onnxdrp.passes.sweeps import Mended, Stop, Use, sweep
@@ -47,7 +48,7 @@ __all__ = ["MatchMoments"]
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-_STRENGTHS = (1.0, 0.5, 0.25, 0.0)
+_STRENGTHS = (1.0, 0.5, 0.25)  # means alone, 0, were never the best of those measured
 _FLOAT = "float"  # the name of that model while all walk
 _JUDGED = 512  # most samples that are held in memory to judge by
 
@@ -62,7 +63,7 @@ class MatchMoments(Pass):
     others were passed over.
 
     Attributes:
-        strength: of variances; None: tried are 1, 0.5, 0.25, 0 and nothing. With a number, nothing
+        strength: of variances; None: tried are 1, 0.5, 0.25 and nothing. With a number, nothing
             is held back and nothing asked.
         most: the largest factor, and one over the smallest.
         held_out: the share of the samples to hold back, where ctx.held_out has none.
@@ -100,7 +101,7 @@ class MatchMoments(Pass):
         assert ctx.reader is not None
         assert ctx.dense is not None  # `requires` has seen to both
         pruned = [name for name, mask in ctx.masks.items() if mask.count < mask.size]
-        stops, skipped = _with_biases(*sweep(model, pruned))
+        stops, skipped = _possible(*sweep(model, pruned))
         stats: dict[str, Any] = {"strength": self.strength, "layers": {}, "skipped": skipped}
         if not stops:
             return PassResult(modified=False, stats=stats | {"strength": None})
@@ -132,18 +133,42 @@ class MatchMoments(Pass):
         return split(reader, self.held_out, ctx.seed)
 
 
-def _with_biases(stops: list[Stop], skipped: dict[str, str]) -> tuple[list[Stop], dict[str, str]]:
-    """The stops without the weights of layers that have no bias, which are passed over."""
+def _possible(stops: list[Stop], skipped: dict[str, str]) -> tuple[list[Stop], dict[str, str]]:
+    """The stops without weights that cannot be matched; and {node: why} of all passed over."""
     kept, passed = [], dict(skipped)
     for stop in stops:
-        rounds = []
+        left = Stop(stop.cut)
         for mended in stop.rounds:
-            rounds.append([one for one in mended if all(u.bias is not None for u in one.uses)])
-            bare = (u for one in mended for u in one.uses if one not in rounds[-1])
-            passed |= {use.node.name: "its weight has a layer without a bias" for use in bare}
-        if rounds := [mended for mended in rounds if mended]:
-            kept.append(Stop(stop.cut, rounds))
+            whys = {id(one): _why_not(one) for one in mended}
+            if fine := [one for one in mended if not whys[id(one)]]:
+                left.rounds.append(fine)
+            passed |= {u.node.name: w for one in mended for u in one.uses if (w := whys[id(one)])}
+        if left.rounds:
+            kept.append(left)
     return kept, passed
+
+
+def _why_not(one: Mended) -> str:
+    if any(use.bias is None for use in one.uses):
+        return "its weight has a layer without a bias"
+    layers = {id(use.node) for use in one.uses}
+    if len(layers) > 1 and any(_is_after(use.node, layers) for use in one.uses):
+        return "of the layers of its weight one comes after another"
+    return ""
+
+
+def _is_after(node: gs.Node, layers: set[int]) -> bool:
+    """Whether a node reads what one of the layers has a part in."""
+    seen: set[int] = set()
+    waiting = [maker for tensor in reads(node) for maker in tensor.inputs]
+    while waiting:
+        at = waiting.pop()
+        if id(at) in layers:
+            return True
+        if id(at) not in seen:
+            seen.add(id(at))
+            waiting += [maker for tensor in reads(at) for maker in tensor.inputs]
+    return False
 
 
 @dataclass

@@ -8,7 +8,7 @@ from onnxdrp.datareaders import ArrayReader
 from onnxdrp.errors import DataError
 from onnxdrp.evaluation import accuracy, compare_models
 from onnxdrp.model import Model
-from onnxdrp.trials import Trials
+from onnxdrp.trials import Closeness, Trials
 
 
 def data(samples=30, seed=0):
@@ -54,3 +54,34 @@ def test_no_samples_are_refused():
     a, _ = pair()
     with pytest.raises(DataError, match="no samples"):
         Trials(a, Feeds())
+
+
+def closeness(agreeing, of, sqnr, first=0):
+    same = np.zeros(of, np.bool_)
+    same[first : first + agreeing] = True
+    return Closeness(same, sqnr)
+
+
+def test_what_agrees_on_clearly_more_samples_is_closer_else_what_has_less_noise():
+    assert closeness(52, 100, 1.0).is_closer(closeness(50, 100, 9.0))  # 2 more: above sqrt(2)
+    assert not closeness(50, 100, 9.0).is_closer(closeness(52, 100, 1.0))
+    assert not closeness(51, 100, 1.0).is_closer(closeness(50, 100, 9.0))
+    assert closeness(51, 100, 9.0).is_closer(closeness(50, 100, 1.0))
+    # 52 and 50, of which 30 are the same ones: 2 more are less than sqrt(42)
+    assert not closeness(52, 100, 1.0).is_closer(closeness(50, 100, 9.0, first=22))
+    assert Closeness(None, 2.0).is_closer(Closeness(None, 1.0))
+    assert not closeness(50, 100, 2.0).is_closer(closeness(50, 100, 2.0))
+
+
+def test_closeness_is_of_the_float_model_whatever_the_labels():
+    a, b = pair()
+    x, y = data(), np.zeros(30, np.int64)
+    want = Trials(a, ArrayReader({"x": x}, a)).closeness(b)
+    found = Trials(a, ArrayReader({"x": x, "y": y}, a)).closeness(b)
+    assert want.same is not None
+    assert np.array_equal(found.same, want.same)
+    assert found.sqnr_db == want.sqnr_db
+    points = Trials(a, ArrayReader({"x": x}, a)).drop(b)[0]
+    assert 100 * (1 - want.same.mean()) == pytest.approx(points)
+    whole = Trials(a, ArrayReader({"x": x}, a)).closeness(a)
+    assert whole.as_dict() == {"agreement": 1.0, "sqnr_db": None}

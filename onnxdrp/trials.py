@@ -29,6 +29,8 @@ __all__ = ["Closeness", "Trials"]
 
 Array = npt.NDArray[Any]
 
+_DECIBELS = 0.5  # less is by chance: other samples may say the opposite
+
 
 @dataclass(frozen=True, eq=False)
 class Closeness:
@@ -48,14 +50,14 @@ class Closeness:
 
         It agrees on more of them, by more than the standard error of that difference (the square
         root of the number of samples on which only one of the two agrees); or if neither does that,
-        it has less noise.
+        it has less noise, by half a decibel.
         """
         if self.same is not None and other.same is not None:
             won = int(np.count_nonzero(self.same & ~other.same))
             lost = int(np.count_nonzero(other.same & ~self.same))
             if (won - lost) ** 2 > won + lost:
                 return won > lost
-        return self.sqnr_db > other.sqnr_db
+        return self.sqnr_db > other.sqnr_db + _DECIBELS
 
     def as_dict(self) -> dict[str, float | None]:
         """As JSON can hold it: no infinity, shares rounded."""

@@ -15,7 +15,7 @@ weight have their mean alone.
 Whether that helps is asked of samples that the moments were not taken from, at the outputs of the
 model: several strengths are tried, and nothing. What agrees with the float model on clearly more
 samples wins (by more than a standard error of the difference); where that is not clear, what errs
-less. A layer's own error could not tell: least squares, which makes variances smaller, is best for
+less by half a decibel. A layer's own error could not tell: least squares, which makes variances smaller, is best for
 it. Samples to which weights were fitted speak for those weights; so where ctx.held_out has others,
 they are asked.
 """
@@ -50,7 +50,7 @@ Floats = npt.NDArray[np.float64]
 
 _STRENGTHS = (1.0, 0.5, 0.25)  # means alone, 0, were never the best of those measured
 _FLOAT = "float"  # the name of that model while all walk
-_JUDGED = 512  # most samples that are held in memory to judge by
+_JUDGED = 256  # most samples that are held in memory to judge by
 
 
 @dataclass(frozen=True)

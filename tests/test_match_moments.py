@@ -219,7 +219,7 @@ def test_it_is_left_undone_where_it_does_not_help():
     assert not record.modified
     assert again.fingerprint() == mended.fingerprint()
     tried = [found["sqnr_db"] for found in record.stats["tried"].values()]
-    assert record.stats["before"]["sqnr_db"] >= max(tried)
+    assert record.stats["before"]["sqnr_db"] >= max(tried) - 0.5
 
 
 def test_the_context_may_have_samples_to_judge_by_that_nothing_was_fitted_to():

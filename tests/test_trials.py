@@ -69,7 +69,8 @@ def test_what_agrees_on_clearly_more_samples_is_closer_else_what_has_less_noise(
     assert closeness(51, 100, 9.0).is_closer(closeness(50, 100, 1.0))
     # 52 and 50, of which 30 are the same ones: 2 more are less than sqrt(42)
     assert not closeness(52, 100, 1.0).is_closer(closeness(50, 100, 9.0, first=22))
-    assert Closeness(None, 2.0).is_closer(Closeness(None, 1.0))
+    assert Closeness(None, 2.0).is_closer(Closeness(None, 1.4))
+    assert not Closeness(None, 2.0).is_closer(Closeness(None, 1.6))  # by chance
     assert not closeness(50, 100, 2.0).is_closer(closeness(50, 100, 2.0))
 
 

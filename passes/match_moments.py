@@ -15,9 +15,9 @@ weight have their mean alone.
 Whether that helps is asked of samples that the moments were not taken from, at the outputs of the
 model: several strengths are tried, and nothing. What agrees with the float model on clearly more
 samples wins (by more than a standard error of the difference); where that is not clear, what errs
-less by half a decibel. A layer's own error could not tell: least squares, which makes variances smaller, is best for
-it. Samples to which weights were fitted speak for those weights; so where ctx.held_out has others,
-they are asked.
+less by half a decibel. A layer's own error could not tell: least squares, which makes variances
+smaller, is best for it. Samples to which weights were fitted speak for those weights; so where
+ctx.held_out has others, they are asked.
 """
 
 from collections.abc import Mapping, Sequence

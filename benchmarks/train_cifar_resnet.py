@@ -3,17 +3,18 @@
 The network is that of He et al. 2015 (https://arxiv.org/abs/1512.03385, section 4.2): three stages
 of (depth - 2) / 6 blocks with 16, 32 and 64 channels; shortcuts that change the shape are 1x1
 convolutions. It learns to give what the teacher gives: the loss is the divergence between
-softmax(outputs / T) of both, the teacher's averaged over the image and its mirror image. Images are
-mirrored, moved by up to 4 pixels and mixed in pairs (mixup, https://arxiv.org/abs/1710.09412), and
-the teacher sees the images as they are after that. No label is read for training, so the result can
-be little better than its teacher; it is a network to measure pruning on, not a good classifier.
+softmax(outputs / T) of both. Images are mirrored, moved by up to 4 pixels and mixed in pairs
+(mixup, https://arxiv.org/abs/1710.09412), and the teacher sees them as they are after that. No
+label is read for training, so the result can be little better than its teacher; it is a network to
+measure pruning on, not a good classifier.
 
 The learning rate follows one cycle over the wall-clock minutes, so the number of steps depends on
-the machine. With --grow a network of depth 20 learns first, for that share of the time; then blocks
-whose last scale is zero are put behind those of each stage, which leaves its outputs as they are.
+the machine. The weights are also written beside the result as .pt; --start takes those of a
+shallower network: blocks whose last scale is zero are put behind those of each stage, which leaves
+its outputs as they are.
 
 Run: python benchmarks/train_cifar_resnet.py --teacher FILE.onnx --images UNLABELLED.npz --depth 20
-         --minutes 20 --out resnet20.onnx [--test LABELLED.npz]
+         --minutes 20 --out resnet20.onnx [--test LABELLED.npz] [--start resnet8.pt]
 The teacher takes NHWC pixels 0..255 and gives logits, the archives hold `x` uint8 NHWC (and `y`),
 the result takes NCHW pixel / 255: mean and deviation are subtracted and divided in the graph.
 """
@@ -33,7 +34,6 @@ from torch.nn import functional
 Array = npt.NDArray[Any]
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
-SHALLOW = 20
 TEMPERATURE = 2.0
 BATCH = 128
 OPSET = 17
@@ -86,28 +86,20 @@ class ResNet(nn.Module):
         x = functional.relu(self.bn(self.stem((x - self.mean) / self.std)))
         for stage in self.stages:
             x = stage(x)
-        logits: Tensor = self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(functional.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
 
 
-def grown(net: ResNet, depth: int) -> ResNet:
-    """A deeper network with the same outputs."""
-    deep = ResNet(depth)
-    for stage in deep.stages:
-        for block in stage:
-            nn.init.zeros_(block.bn2.weight)
-    state = deep.state_dict() | net.state_dict()  # blocks keep their places, the new ones follow
-    deep.load_state_dict(state)
-    return deep
-
-
-def teacher_outputs(session: onnxruntime.InferenceSession, pixels: Array) -> Array:
-    """Mean over NHWC pixels 0..255 and their mirror images."""
-    name = session.get_inputs()[0].name
-    mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
-    first, second = (session.run(None, {name: x})[0] for x in (pixels, mirrored))
-    mean: Array = (first + second) / 2
-    return mean
+def started(depth: int, start: Path | None) -> ResNet:
+    """A network of random weights, or a deeper one with the outputs of that in the file."""
+    net = ResNet(depth)
+    if start is not None:
+        shallow = torch.load(start)
+        for key, value in net.state_dict().items():
+            if key not in shallow and key.endswith("bn2.weight"):  # a block that the file has not
+                nn.init.zeros_(value)
+        net.load_state_dict(net.state_dict() | shallow)
+    return net
 
 
 def augmented(images: Array, rng: np.random.Generator) -> Array:
@@ -135,6 +127,7 @@ def train(
     seed: int,
 ) -> int:
     """Distils for that many minutes; returns the number of steps."""
+    name = teacher.get_inputs()[0].name
     rng = np.random.default_rng(seed)
     decayed = [p for p in net.parameters() if p.ndim > 1]
     others = [p for p in net.parameters() if p.ndim == 1]
@@ -143,13 +136,13 @@ def train(
     )
     net.train().to(memory_format=torch.channels_last)
     steps, shown, total = 0, 0.0, 0.0
-    started = time.monotonic()
-    while (done := (time.monotonic() - started) / (60 * minutes)) < 1:
+    begun = time.monotonic()
+    while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
         ramp = done / 0.2 if done < 0.2 else (1 + np.cos(np.pi * (done - 0.2) / 0.8)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate * max(float(ramp), 0.01)
         pixels = augmented(images, rng)
-        wanted = torch.from_numpy(teacher_outputs(teacher, pixels) / TEMPERATURE).softmax(1)
+        wanted = torch.from_numpy(teacher.run(None, {name: pixels})[0] / TEMPERATURE).softmax(1)
         given = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
         got = (net(given) / TEMPERATURE).log_softmax(1)
         loss = functional.kl_div(got, wanted, reduction="batchmean") * TEMPERATURE**2
@@ -211,7 +204,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--images", "images_file", type=FILE, required=True)
 @click.option("--test", "test_file", type=FILE, help="Labelled images to measure top-1 on.")
 @click.option("--depth", default=20, show_default=True)
-@click.option("--grow", default=0.0, show_default=True, help="Share of the time at depth 20.")
+@click.option("--start", type=FILE, help="The .pt file of a shallower network.")
 @click.option("--minutes", default=20.0, show_default=True)
 @click.option("--rate", default=4e-3, show_default=True, help="Largest learning rate.")
 @click.option("--seed", default=0, show_default=True)
@@ -222,7 +215,7 @@ def main(
     images_file: Path,
     test_file: Path | None,
     depth: int,
-    grow: float,
+    start: Path | None,
     minutes: float,
     rate: float,
     seed: int,
@@ -237,12 +230,10 @@ def main(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     teacher = onnxruntime.InferenceSession(str(teacher_file), options)
     images = np.pad(np.load(images_file)["x"], ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
-    net, steps = ResNet(SHALLOW if grow else depth), 0
-    if grow:
-        steps = train(net, teacher, images, grow * minutes, rate, seed)
-        net = grown(net, depth)
-    steps += train(net, teacher, images, (1 - grow) * minutes, rate, seed + 1)
+    net = started(depth, start)
+    steps = train(net, teacher, images, minutes, rate, seed)
     settle(net, images)
+    torch.save(net.state_dict(), out.with_suffix(".pt"))
     export(net, out)
     text = f"{out}: depth {depth}, {steps} steps"
     if test_file is not None:

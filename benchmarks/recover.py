@@ -130,28 +130,26 @@ def tests(places: Places) -> dict[str, Case]:
 # --------------------------------------------------------------------------------- configurations
 
 
-def _masked(pattern: str, score: str = "magnitude", **steps: int) -> Pass:
-    return p.PruneBlocks(pattern=pattern, score=score, **steps)
-
-
-def _auto(pattern: str) -> list[Pass]:
-    return [p.AllocateRates(pattern=pattern), _masked(pattern, "second-order"), p.RefitWeights()]
+def _scored(pattern: str, step: int = 1, steps: int = 1) -> list[Pass]:
+    masks = p.PruneBlocks(pattern=pattern, score="second-order", step=step, steps=steps)
+    return [masks, p.RefitWeights()]
 
 
 def _stepwise(pattern: str) -> list[Pass]:
-    steps = (
-        (_masked(pattern, "second-order", step=step, steps=STEPS), p.RefitWeights())
-        for step in range(1, STEPS + 1)
-    )
-    return [p.AllocateRates(pattern=pattern), *(one for step in steps for one in step)]
+    passes = [one for step in range(STEPS) for one in _scored(pattern, step + 1, STEPS)]
+    return [p.AllocateRates(), *passes]
 
 
 CONFIGURATIONS: dict[str, Callable[[str], list[Pass]]] = {
-    "masked": lambda pattern: [_masked(pattern)],
-    "refit": lambda pattern: [_masked(pattern), p.RefitWeights()],
-    "moments": lambda pattern: [_masked(pattern), p.RefitWeights(), p.MatchMoments()],
-    "second-order": lambda pattern: [_masked(pattern, "second-order"), p.RefitWeights()],
-    "auto": _auto,
+    "masked": lambda pattern: [p.PruneBlocks(pattern=pattern)],
+    "refit": lambda pattern: [p.PruneBlocks(pattern=pattern), p.RefitWeights()],
+    "moments": lambda pattern: [
+        p.PruneBlocks(pattern=pattern),
+        p.RefitWeights(),
+        p.MatchMoments(),
+    ],
+    "second-order": _scored,
+    "auto": lambda pattern: [p.AllocateRates(), *_scored(pattern)],
     "steps": _stepwise,
 }
 SEEDLESS = ("float", "masked")

@@ -137,7 +137,7 @@ def _scored(pattern: str, step: int = 1, steps: int = 1) -> list[Pass]:
 
 def _stepwise(pattern: str) -> list[Pass]:
     passes = [one for step in range(STEPS) for one in _scored(pattern, step + 1, STEPS)]
-    return [p.AllocateRates(), *passes]
+    return [p.AllocateRates(pattern=pattern), *passes]
 
 
 CONFIGURATIONS: dict[str, Callable[[str], list[Pass]]] = {
@@ -149,7 +149,7 @@ CONFIGURATIONS: dict[str, Callable[[str], list[Pass]]] = {
         p.MatchMoments(),
     ],
     "second-order": _scored,
-    "auto": lambda pattern: [p.AllocateRates(), *_scored(pattern)],
+    "auto": lambda pattern: [p.AllocateRates(pattern=pattern), *_scored(pattern)],
     "steps": _stepwise,
 }
 SEEDLESS = ("float", "masked")
@@ -337,7 +337,7 @@ def tables(done: list[Done]) -> str:
 
 def _median(rows: list[Row], key: str, digits: int) -> str:
     if failed := [row["failed"] for row in rows if "failed" in row]:
-        return failed[0][:60]
+        return str(failed[0])[:60]
     values = [row[key] for row in rows if row.get(key) is not None]
     return f"{statistics.median(values):.{digits}f}" if values else ""
 

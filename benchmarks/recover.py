@@ -2,7 +2,7 @@
 
 Top-1 in percent on labelled images that no repair has seen; medians over the seeds, which draw the
 images of the repair where there are more than it takes. Each configuration runs in a process of its
-own. Rows are a model, a pattern and a rate; columns:
+own. Rows are a model, a pattern, a rate and how many layers have it; columns:
 
     float           the model as it came
     masked          weights of smallest magnitude are zero, nothing else
@@ -305,34 +305,34 @@ class Done:
 
 def tables(done: list[Done]) -> str:
     """Top-1, seconds and memory; rows a model, a pattern and a rate."""
-    own = [d for d in done if d.job.configuration != "float"]
-    names = list(dict.fromkeys(d.job.configuration for d in own))
-    quantized = list(dict.fromkeys(d.job.configuration for d in done if d.job.int8))
-    whole = {d.job.model: d.row for d in done if d.job.configuration == "float"}
-    places = list(dict.fromkeys((d.job.model, d.job.pattern, d.job.rate) for d in own))
-    head = ["top-1", "float", *names, *(f"{name} int8" for name in quantized)]
-    rows: dict[str, list[list[str]]] = {"top1": [], "seconds": [], "peak_mb": []}
-    for model, pattern, rate in places:
-        cells: dict[str, list[Row]] = {}
-        for d in own:
-            if (d.job.model, d.job.pattern, d.job.rate) == (model, pattern, rate):
-                cells.setdefault(d.job.configuration, []).append(d.row)
-        label = f"{model} {pattern} {rate:g}"
-        for key, lines in rows.items():
-            digits = 0 if key == "peak_mb" else 1 if key == "seconds" else 2
-            line = [label] if key != "top1" else [label, _median([whole[model]], key, digits)]
-            line += [_median(cells.get(name, []), key, digits) for name in names]
-            if key == "top1":
-                of = cells | {"float": [whole[model]]}
-                line += [_median(of.get(name, []), "int8", digits) for name in quantized]
-            lines.append(line)
-    top1, *others = rows
-    parts = [markdown(head, rows[top1])]
-    parts += [
-        markdown([title, *names], rows[key])
-        for key, title in zip(others, ("seconds", "peak MB"), strict=True)
-    ]
-    return "\n\n".join(parts)
+    whole = {d.job.model: [d.row] for d in done if d.job.configuration == "float"}
+    places: dict[tuple[str, str, float], dict[str, list[Row]]] = {}
+    for job, row in ((d.job, d.row) for d in done if d.job.configuration != "float"):
+        cells = places.setdefault((job.model, job.pattern, job.rate), {"float": whole[job.model]})
+        cells.setdefault(job.configuration, []).append(row)
+    names = list(dict.fromkeys(name for cells in places.values() for name in cells))
+    int8 = list(dict.fromkeys(d.job.configuration for d in done if d.job.int8))
+
+    def table(title: str, digits: int, columns: list[tuple[str, str]]) -> str:
+        head = [f"{name} int8" if key == "int8" else name for name, key in columns]
+        lines = [
+            [_label(*place, cells), *(_median(cells.get(n, []), k, digits) for n, k in columns)]
+            for place, cells in places.items()
+        ]
+        return markdown([title, *head], lines)
+
+    return "\n\n".join(
+        (
+            table("top-1", 2, [(n, "top1") for n in names] + [(n, "int8") for n in int8]),
+            table("seconds", 1, [(n, "seconds") for n in names[1:]]),
+            table("peak MB", 0, [(n, "peak_mb") for n in names[1:]]),
+        )
+    )
+
+
+def _label(model: str, pattern: str, rate: float, cells: dict[str, list[Row]]) -> str:
+    found = {row["layers"] for rows in cells.values() for row in rows if "layers" in row}
+    return f"{model} {pattern} {rate:g} ({'/'.join(map(str, sorted(found)))} layers)"
 
 
 def _median(rows: list[Row], key: str, digits: int) -> str:

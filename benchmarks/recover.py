@@ -215,7 +215,7 @@ def _quantized(job: Job, model: Model, pool: DataReader, test: DataReader) -> Ro
         return {}
     calib = drawn(pool, INT8_IMAGES, job.seed)
     result = onnxdrp.quantize(model.clone(), calib, data=calib, target=TARGET, seed=job.seed).model
-    return {"int8": 100 * float(accuracy(result, test).top1.mean())}
+    return {"int8_top1": 100 * float(accuracy(result, test).top1.mean())}
 
 
 def _sparsity(model: Model, weights: Iterable[str]) -> float:
@@ -314,7 +314,7 @@ def tables(done: list[Done]) -> str:
     int8 = list(dict.fromkeys(d.job.configuration for d in done if d.job.int8))
 
     def table(title: str, digits: int, columns: list[tuple[str, str]]) -> str:
-        head = [f"{name} int8" if key == "int8" else name for name, key in columns]
+        head = [f"{name} int8" if key == "int8_top1" else name for name, key in columns]
         lines = [
             [_label(*place, cells), *(_median(cells.get(n, []), k, digits) for n, k in columns)]
             for place, cells in places.items()
@@ -323,7 +323,7 @@ def tables(done: list[Done]) -> str:
 
     return "\n\n".join(
         (
-            table("top-1", 2, [(n, "top1") for n in names] + [(n, "int8") for n in int8]),
+            table("top-1", 2, [(n, "top1") for n in names] + [(n, "int8_top1") for n in int8]),
             table("seconds", 1, [(n, "seconds") for n in names[1:]]),
             table("peak MB", 0, [(n, "peak_mb") for n in names[1:]]),
         )
@@ -434,7 +434,7 @@ def _said(job: Job) -> str:
 
 
 def _short(row: Row) -> str:
-    keys = ("failed", "top1", "int8", "seconds", "peak_mb", "sparsity", "steps")
+    keys = ("failed", "top1", "int8_top1", "seconds", "peak_mb", "sparsity", "steps")
     return ", ".join(
         f"{k} {row[k]:.4g}" if isinstance(row[k], float) else f"{k} {row[k]}"
         for k in keys

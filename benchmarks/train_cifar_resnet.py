@@ -11,7 +11,8 @@ measure pruning on, not a good classifier.
 The learning rate follows one cycle over the wall-clock minutes, so the number of steps depends on
 the machine. The weights are also written beside the result as .pt; --start takes those of a
 shallower network: blocks whose last scale is zero are put behind those of each stage, which leaves
-its outputs as they are.
+its outputs as they are. Such blocks change little in a short training, and cost little to prune: a
+deep network that is to be hard to prune has to be trained without --start.
 
 Run: python benchmarks/train_cifar_resnet.py --teacher FILE.onnx --images UNLABELLED.npz --depth 20
          --minutes 20 --out resnet20.onnx [--test LABELLED.npz] [--start resnet8.pt]

@@ -4,13 +4,14 @@ Each edits the Model it is given and returns a Report whose `model` is the resul
 """
 
 import copy
+import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from onnxdrp.errors import CheckError, DataError, OptionError
+from onnxdrp.errors import CheckError, DataError, ModelError, OptionError
 from onnxdrp.model import Model, load
 from onnxdrp.pipeline import Instrument, Pass, PassContext, PassManager
 from onnxdrp.report import Report
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
         Equalization,
         Recovery,
         Rounding,
-        Score,
     )
     from onnxdrp.datareaders import DataReader
     from onnxdrp.detection import DetectionScore
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from onnxdrp.exclusions import TailMode
     from onnxdrp.explanation import Explanation
     from onnxdrp.passes.calibrate import Method
+    from onnxdrp.scores import Score
+    from onnxdrp.sparsity_search import Curve
     from onnxdrp.summary import Summary
     from onnxdrp.targets import Target
 
@@ -61,6 +63,7 @@ BIAS_CORRECTION: "BiasCorrection" = "sequential"
 SCORE: "Score" = "second-order"
 ALLOCATION: "Allocation" = "auto"
 RECOVER: "Recovery" = "refit"
+_JUDGED = 1000  # samples, at most, that a search is judged by
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
 
 
@@ -252,6 +255,7 @@ def prune(
     masks: Path_ | None = None,
     recover: "Recovery | None" = None,
     distill_minutes: float | None = None,
+    max_drop: float | None = None,
     input_shape: Mapping[str, Sequence[int]] | None = None,
     outputs: Iterable[str] | None = None,
     calib: Any = None,
@@ -282,9 +286,13 @@ def prune(
         prune_depthwise: prune depthwise convolutions too.
         masks: an .npz of masks to apply instead of choosing any.
         recover: refit, the default where there is data, fits what is left to what the float model
-            computes (RefitWeights, MatchMoments); distill trains it besides (Distill; needs torch);
-            or none.
+            computes (RefitWeights); distill trains it besides (Distill; needs torch); moments gives
+            outputs of layers their means and variances again, which is quick (MatchMoments); or
+            none.
         distill_minutes: how long distill may take; default 5.
+        max_drop: points of top-1 accuracy on `data`, where it has labels, or else of agreement with
+            the float model, that may be lost: instead of `sparsity` the highest is found with which
+            no more are, on samples that are held back (onnxdrp.sparsity_search).
         input_shape: {input name: static shape}.
         outputs: names of tensors that become the graph's outputs.
         calib: unlabelled data to choose and to repair by; a part is held back for the figures of
@@ -292,8 +300,8 @@ def prune(
         data: other, possibly labelled, data for the figures.
         memory_limit: bytes of activations held at a time; default 2^30.
         workers: how many samples are under way at a time; default: as many as there are cores.
-        checkpoint: a file that keeps what distill has reached, so that the same call goes on after
-            an interruption; it is deleted at the end.
+        checkpoint: a file that keeps what a search or distill has reached, so that the same call
+            goes on after an interruption; it is deleted at the end.
         seed: of everything random.
         skip_preprocess: leave the graph as it is.
         instruments: see `onnxdrp.instruments`.
@@ -301,28 +309,98 @@ def prune(
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
-    running = {"workers": workers, "checkpoint": checkpoint}
+    running: dict[str, Any] = {"workers": workers, "checkpoint": checkpoint}
     job = _job(model, calib, data, target, seed, instruments, reshaped=bool(input_shape), **running)
-    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
-    steps += _pruned(
-        job.target,
-        data=calib is not None,
-        sparsity=sparsity,
-        pattern=pattern,
-        rates=rates,
-        allocation=allocation,
-        sparsity_of=sparsity_of,
-        score=score,
-        prune_steps=prune_steps,
-        exclude=exclude,
-        prune_last=prune_last,
-        prune_depthwise=prune_depthwise,
-        masks=masks,
-        recover=recover,
-        distill_minutes=distill_minutes,
-        memory_limit=memory_limit,
+    before = _preprocessed(input_shape, outputs, skip=skip_preprocess)
+    options: dict[str, Any] = {
+        "pattern": pattern,
+        "rates": rates,
+        "allocation": allocation,
+        "sparsity_of": sparsity_of,
+        "score": score,
+        "prune_steps": prune_steps,
+        "exclude": exclude,
+        "prune_last": prune_last,
+        "prune_depthwise": prune_depthwise,
+        "memory_limit": memory_limit,
+    }
+    repair: dict[str, Any] = {"recover": recover, "distill_minutes": distill_minutes}
+    curve = None
+    if max_drop is not None:
+        _need(calib, ())
+        _refuse("max_drop", sparsity=sparsity, masks=masks)
+        quick = repair | {"distill_minutes": None}
+        if recover == "distill":
+            quick["recover"] = "refit"
+
+        def chain(rate: float) -> list[Pass]:
+            every = options | quick
+            return _pruned(job.target, data=True, sparsity=rate, masks=None, **every)
+
+        curve = _curve(job, before, chain, max_drop, pattern)
+        assert curve.best is not None  # find_sparsity has seen to it
+        sparsity = curve.best.rate
+        job.warnings += curve.warnings
+    data_given = calib is not None
+    steps = before + _pruned(
+        job.target, data=data_given, sparsity=sparsity, masks=masks, **options, **repair
     )
-    return job.run(steps)
+    report = job.run(steps)
+    report.curve = curve
+    return report
+
+
+def _curve(
+    job: _Job,
+    before: Sequence[Pass],
+    chain: Callable[[float], list[Pass]],
+    max_drop: float,
+    pattern: str | None,
+) -> "Curve":
+    """What sparsities cost that were tried in search of the highest with which max_drop holds."""
+    from onnxdrp.evaluation import has_classes
+    from onnxdrp.patterns import parse_pattern
+    from onnxdrp.sparsity_search import Sweeps, find_sparsity
+    from onnxdrp.trials import Trials
+    from onnxdrp.unit_sensitivity import few
+
+    pattern = pattern or job.target.pattern
+    parsed = parse_pattern(pattern)
+    if parsed.fixed_rate is not None:
+        raise OptionError(f"max_drop: {pattern} has one sparsity; give nm, or another pattern")
+    assert job.held_out is not None  # there is calibration data
+    base = job.model.clone()
+    PassManager(before).run(base, PassContext(target=job.target))
+    if not any(has_classes(output) for output in base.outputs):
+        raise ModelError("max_drop is judged by class scores, and no output has any; give sparsity")
+
+    def sweep(rate: float) -> Model:
+        ctx = PassContext(
+            reader=job.calibration, target=job.target, seed=job.seed, workers=job.workers
+        )
+        return PassManager(chain(rate)).run(base.clone(), ctx).model
+
+    sweeps = Sweeps(sweep, Trials(base, few(job.held_out, _JUDGED, job.seed)), pattern)
+    return find_sparsity(
+        sweeps,
+        max_drop,
+        what=sweeps.what,
+        samples=sweeps.trials.samples,
+        step=1 / parsed.block if pattern == "nm" else 0.01,
+        checkpoint=job.checkpoint,
+        key=f"{base.fingerprint()} {chain(0.5)} {job.seed} {_identity(job.calibration)}",
+    )
+
+
+def _identity(reader: "DataReader | None") -> str:
+    """Tells data from other data by the number of samples, and the first of them."""
+    from onnxdrp.datareaders import count, first_batch
+
+    assert reader is not None  # searches have data
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in (first_batch(reader) or {}).items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return f"{count(reader)} {digest.hexdigest()}"
 
 
 def _preprocessed(

@@ -3,7 +3,7 @@
     preprocessing   freeze-shapes, cut, infer-shapes, optimize, fold-constants, fuse-batchnorm,
                     clean, infer-shapes
     pruning         select-layers, allocate-rates, prune-blocks; or apply-masks
-    recovery        refit-weights, match-moments, distill
+    recovery        match-moments; or refit-weights, distill
     quantization    equalize-gates, cross-layer-equalize, convert-opset, infer-shapes, calibrate,
                     keep-float, quantize-weights or round-weights, correct-bias, insert-qdq, check
 
@@ -35,7 +35,7 @@ __all__ = [
 Allocation: TypeAlias = Literal["uniform", "auto"]
 BiasCorrection: TypeAlias = Literal["none", "fast", "sequential"]
 Equalization: TypeAlias = Literal["none", "gates", "all"]
-Recovery: TypeAlias = Literal["none", "refit", "distill"]
+Recovery: TypeAlias = Literal["none", "moments", "refit", "distill"]
 Rounding: TypeAlias = Literal["nearest", "second-order"]
 
 _BY_CHANNEL = 13  # the first opset with a scale for each channel
@@ -100,14 +100,17 @@ def recovery(
     """Repair what pruning has left.
 
     Args:
-        recover: refit: refit-weights and match-moments; distill: distill after these; or none.
+        recover: moments: match-moments, which is quick; refit: refit-weights; distill: distill
+            after that; or none.
         minutes: of distill.
         memory_limit: of all.
     """
     if recover == "none":
         return []
     memory = _given({"memory_limit": memory_limit})
-    steps: list[Pass] = [p.RefitWeights(**memory), p.MatchMoments(**memory)]
+    if recover == "moments":
+        return [p.MatchMoments(**memory)]
+    steps: list[Pass] = [p.RefitWeights(**memory)]
     if recover == "distill":
         steps.append(p.Distill(minutes=minutes, **memory))
     return steps

@@ -174,7 +174,7 @@ _pruning = _options(
                  help="What is pruned first [second-order with data, else magnitude]."),
     click.option("--prune-steps", type=click.IntRange(1), metavar="K",
                  help="Prune in K steps, re-fit after each [1]."),
-    click.option("--recover", type=click.Choice(["none", "refit", "distill"]),
+    click.option("--recover", type=click.Choice(["none", "moments", "refit", "distill"]),
                  help="Repair what is left, from unlabelled data [refit with data]."),
     click.option("--distill-minutes", type=float, metavar="MINUTES",
                  help="How long --recover distill may take [5]."),
@@ -497,6 +497,8 @@ def preprocess(model: str, **options: Any) -> None:
     "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to choose and repair by."
 )
 @_options(_shaping, _pruning, _memory, _figures, _reading, _watching, _common)
+@click.option("--max-drop", type=float, metavar="POINTS",
+              help="Find the highest sparsity with which no more of top-1 is lost.")  # fmt: skip
 @click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
 def prune(model: str, **options: Any) -> None:
     """Zero the weights that matter least, in the pattern's units, and repair the rest.

@@ -66,8 +66,9 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
         save_masks(folder / "masks.npz", ctx.masks)
     if ctx.sensitivity is not None:
         ctx.sensitivity.save(folder / "sensitivity.json")
-    if ctx.reference is not None:
-        ctx.reference.save(folder / "reference.onnx")
+    for name, model in (("reference", ctx.reference), ("dense", ctx.dense)):
+        if model is not None:
+            model.save(folder / f"{name}.onnx")
     if ctx.reader is not None:
         _save_samples(ctx.reader, folder / "samples.npz", samples)
 
@@ -89,6 +90,8 @@ def load_context(folder: Path) -> PassContext:
         ctx.sensitivity = load_sensitivity(folder / "sensitivity.json")
     if (folder / "reference.onnx").exists():
         ctx.reference = Model.load(folder / "reference.onnx")
+    if (folder / "dense.onnx").exists():
+        ctx.dense = Model.load(folder / "dense.onnx")
     if (folder / "samples.npz").exists():
         ctx.reader = _load_samples(folder / "samples.npz")
     return ctx

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnxdrp.model import Model
     from onnxdrp.pipeline import PassRecord
     from onnxdrp.ranges import Ranges
+    from onnxdrp.sparsity_search import Curve
     from onnxdrp.unit_sensitivity import Sensitivity
 
 __all__ = ["Report", "Text", "text_table", "versions"]
@@ -45,6 +46,7 @@ class Report:
         masks: {weight name: what stays}, of every weight that was pruned.
         ranges: of the activations, as a file has them; None if nothing was calibrated.
         sensitivity: what quantizing each unit alone costs; None if that was not measured.
+        curve: what sparsities cost; None if none was searched for.
     """
 
     model: "Model"
@@ -56,11 +58,13 @@ class Report:
     masks: "dict[str, Mask]" = field(default_factory=dict)
     ranges: "Ranges | None" = None
     sensitivity: "Sensitivity | None" = None
+    curve: "Curve | None" = None
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""
         return {
             **self.summary,
+            **({} if self.curve is None else {"curve": self.curve.as_dict()}),
             "passes": [record.as_dict() for record in self.records],
             "warnings": self.warnings,
             "seconds": round(self.seconds, 3),
@@ -87,6 +91,7 @@ class Report:
             text_table(("#", "pass", "nodes", "weights changed", "bytes", "seconds"), rows),
             "",
         ]
+        lines += [] if self.curve is None else [self.curve.table(), ""]
         lines += [f"{name}: {_figure(value)}" for name, value in self.summary.items()]
         lines += [f"warning: {w}" for w in self.warnings]
         return Text("\n".join(lines))

@@ -44,7 +44,8 @@ Choose = Callable[[Floats, float], Bools]
 """What a pattern keeps: from scores [g, m, k] and a rate to booleans [g, m, k]."""
 
 _DAMPING = 0.1  # errors on other images are less than with 0.01 or 0.3
-_ROUNDS = 16
+_ROUNDS = (4, 16)  # as many as are made in some seconds
+_ROUND = 3e10  # weights * columns^2 in all rounds
 _WORK = 1e12  # weights * columns^2
 _LEAST = 1e-30  # of the largest score
 
@@ -106,7 +107,7 @@ def second_order_mask(
     *,
     kept: Bools | None = None,
     unit: int = 1,
-    rounds: int = _ROUNDS,
+    rounds: int | None = None,
 ) -> Bools:
     """What is left after rounds of losing the weights that cost least; fewer in the later ones.
 
@@ -117,11 +118,14 @@ def second_order_mask(
         rate: to be reached.
         kept: what was left before, [g, m, k]; what was lost is lost.
         unit: so many consecutive columns are lost together.
-        rounds: 1 takes costs as if they did not change with what is lost.
+        rounds: 1 takes costs as if they did not change with what is lost; default 4 to 16, as many
+            as do not take long.
 
     Returns:
         What `choose` made of the last scores and the rate, [g, m, k].
     """
+    work = matrix.size * matrix.shape[2] ** 2
+    rounds = rounds or int(np.clip(_ROUND / work, *_ROUNDS))
     start = 1.0 if kept is None else np.count_nonzero(kept) / kept.size
     end = min(1 - rate, start)
     if rounds == 1 or end == start:

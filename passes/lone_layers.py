@@ -223,7 +223,10 @@ class LoneLayers:
     def _keep(self, layer: Layer, values: Array, way: Unfolding, rate: float) -> Bools:
         """The mask that PruneBlocks would give a weight, as the unfolding sees it."""
         assert layer.geometry is not None  # it is chosen
-        keep = self.pattern.mask(magnitude(values, layer.geometry), rate)
+        try:
+            keep = self.pattern.mask(magnitude(values, layer.geometry), rate)
+        except ModelError as e:
+            raise ModelError(f"weight {layer.weight!r}: {e}") from e
         return way.matrix(from_slabs(keep, layer.geometry))
 
     def _measured(

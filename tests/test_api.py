@@ -47,12 +47,16 @@ def test_the_main_job_on_the_bundled_models(name, request, test_images):
     report = onnxdrp.optimize(path, calibration(original), sparsity=0.7, data=test)
     masks = masks_from_zeros(report.model)
     assert len(masks) == 16  # 15 Conv and the classifier, each with some zeros
-    assert sum(mask.sparsity > 0.69 for mask in masks.values()) >= 13
+    sparsities = [mask.sparsity for mask in masks.values()]
+    assert max(sparsities) > 0.75  # more where it costs less
+    assert sum(sparsity > 0.2 for sparsity in sparsities) >= 12
     figures = report.as_dict()
     assert figures["sparsity"] == pytest.approx(0.69, abs=0.02)
     assert figures["current_mac"] < 0.4 * figures["baseline_mac"]
     assert figures["accuracy"]["top1_before"] == pytest.approx(94.6, abs=0.15)
-    assert 5 < figures["accuracy"]["top1_after"] < 94  # pruned without repair: poor, but it runs
+    assert figures["accuracy"]["change"] > -4
+    recovery = figures["recovery"]
+    assert recovery["pruned"]["top1_agreement"] < 0.5 < 0.9 < recovery["repaired"]["top1_agreement"]
     assert figures["weight_bytes"]["after"] < 0.3 * figures["weight_bytes"]["before"]
     assert json.loads(report.to_json())["recipe"] == report.recipe
     assert "optimize" in report.table()
@@ -99,7 +103,7 @@ def test_stages_compose_to_the_whole(data):
     whole = onnxdrp.optimize(Model.from_proto(conv_net()), data, sparsity=0.5).model
     model = Model.from_proto(conv_net())
     onnxdrp.preprocess(model)
-    onnxdrp.prune(model, sparsity=0.5, skip_preprocess=True)
+    onnxdrp.prune(model, sparsity=0.5, skip_preprocess=True, calib=data)
     onnxdrp.quantize(model, data, skip_preprocess=True)
     x = data["x"]
     want, got = (m.session().run(None, {"x": x})[0] for m in (whole, model))

@@ -539,15 +539,19 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
         wide={"m": "8 bits are too few"},
         sensitivity=Sensitivity(target="drp-ai3", samples=4, identity="0a"),
         reference=model,
+        dense=model,
     )
-    settings = {"reader", "target", "seed", "progress", "checkpoint", "executor", "workers"}
+    settings = {"reader", "held_out", "target", "seed"}
+    settings |= {"progress", "checkpoint", "executor", "workers"}
     tables = {f.name for f in dataclasses.fields(ctx)} - settings
     assert all(getattr(ctx, name) for name in tables), "a new table needs a place here"
     save_context(ctx, tmp_path, samples=7)
     again = load_context(tmp_path)
     assert again.reference is not None
+    assert again.dense is not None
     same_outputs(again.reference, model, feeds_for(model.proto()))
-    for name in (*tables - {"reference"}, "target", "seed"):
+    same_outputs(again.dense, model, feeds_for(model.proto()))
+    for name in (*tables - {"reference", "dense"}, "target", "seed"):
         assert getattr(again, name) == getattr(ctx, name), name
     assert again.reader is not None
     assert ctx.reader is not None

@@ -47,8 +47,14 @@ class Stored:
         stored = _constant(model, self.tensor)
         if self.dequantize is None:
             return stored
-        scale = self._parameter(model, self.dequantize.inputs[1]).astype(np.float32)
-        return (stored.astype(np.float32) - self._zero(model).astype(np.float32)) * scale
+        scale, zero = self.parameters(model)
+        return (stored.astype(np.float32) - zero) * scale
+
+    def parameters(self, model: Model) -> tuple[Array, Array]:
+        """Scale and zero point of stored integers, float32, in shapes that broadcast with them."""
+        assert self.dequantize is not None
+        scale = self._parameter(model, self.dequantize.inputs[1])
+        return scale.astype(np.float32), self._zero(model).astype(np.float32)
 
     def nonzero(self, model: Model) -> npt.NDArray[np.bool_]:
         """Where the weight is not zero."""

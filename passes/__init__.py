@@ -9,6 +9,7 @@ from onnxdrp.passes.convert_opset import ConvertOpset
 from onnxdrp.passes.correct_bias import CorrectBias
 from onnxdrp.passes.cross_layer_equalize import CrossLayerEqualize
 from onnxdrp.passes.cut import Cut
+from onnxdrp.passes.distill import Distill
 from onnxdrp.passes.equalize_gates import EqualizeGates
 from onnxdrp.passes.fold_constants import FoldConstants
 from onnxdrp.passes.freeze_shapes import FreezeShapes
@@ -35,6 +36,7 @@ __all__ = [
     "CorrectBias",
     "CrossLayerEqualize",
     "Cut",
+    "Distill",
     "EqualizeGates",
     "FoldConstants",
     "FreezeShapes",

@@ -418,8 +418,7 @@ def test_gradients_are_those_of_finite_differences(op, inputs, attrs, opset, out
 
 def test_rounding_passes_gradients_inside_of_the_range_and_none_outside():
     x = torch.tensor([-2.0, -1.01, -0.99, 0.26, 0.98, 1.02, 3.0], requires_grad=True)
-    scale, zero = torch.tensor(1 / 64), torch.tensor(0.0)
-    y = fake_quantize(x, scale, zero, -64, 64)
+    y = fake_quantize(x, *(torch.tensor(v) for v in (1 / 64, 0.0, -64.0, 64.0)))
     np.testing.assert_array_equal(y.detach() * 64, [-64, -64, -63, 17, 63, 64, 64])
     y.sum().backward()
     assert x.grad.tolist() == [0, 0, 1, 1, 1, 0, 0]

@@ -26,9 +26,13 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def fake_quantize(
-    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: float, high: float
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
 ) -> torch.Tensor:
-    """Quantize and dequantize; scale and zero broadcast with x, zero in floats."""
+    """Quantize and dequantize; the others, in floats, broadcast with x."""
     codes = torch.clamp(rounded(x / scale) + zero, low, high)
     return (codes - zero) * scale
 

@@ -1,0 +1,397 @@
+"""Train the weights of a model so that it gives what its teacher gives.
+
+    v <- v - rate(step) * m / (sqrt(s) + 1e-8)       Adam (Kingma and Ba 2015), betas 0.9, 0.999
+    rate(step) = r * (step + 1) / 10                  the first ten steps
+               = r * (1 + cos(pi * (step - 10) / (steps - 10))) / 2       those after
+
+The first steps do not depend on how many there will be: a budget of seconds is turned into steps by
+the time that they take, and a run of that many steps gives the same bytes. All that is random in a
+step comes from (seed, step). Twenty times on the way, and before the first step, the loss on the
+held-back samples is taken; the values of the least loss are the result.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from onnxdrp.differentiable.augment import augmented
+from onnxdrp.differentiable.keeping import Kept, Progress
+from onnxdrp.differentiable.matching import Matched
+from onnxdrp.differentiable.network import Network, to_torch
+from onnxdrp.differentiable.quantizing import fake_quantize
+from onnxdrp.differentiable.samples import Part, Samples
+from onnxdrp.differentiable.trainable import Trainable, power_of_two
+from onnxdrp.errors import DataError
+
+__all__ = ["Outcome", "Settings", "deterministic", "train"]
+
+Floats = npt.NDArray[np.float32]
+
+_WARM = 10
+_LOOKS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; `seconds` counts where `steps` is None."""
+
+    steps: int | None
+    seconds: float
+    rate: float
+    batch: int
+    features: float
+    patience: int
+    images: Mapping[str, Any]
+    seed: int
+    memory_limit: int
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The result.
+
+    Attributes:
+        values: {stored tensor: float32 values}; None where the start was best.
+        steps: that the schedule was made for.
+        taken: steps that were made; fewer where patience ended.
+        before: loss on the held-back samples.
+        after: the least one.
+        best: the step after which it was the least.
+    """
+
+    values: dict[str, Floats] | None
+    steps: int
+    taken: int
+    before: float
+    after: float
+    best: int
+    losses: dict[int, float] = field(default_factory=dict)
+
+
+@contextmanager
+def deterministic(threads: int, device: str) -> Iterator[None]:
+    """While this is open, torch computes the same each time, as far as it can on the device."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+
+
+def train(
+    student: Network,
+    teacher: Network,
+    weights: Sequence[Trainable],
+    match: Matched,
+    samples: tuple[Samples, Samples],
+    settings: Settings,
+    kept: Kept | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Outcome:
+    """Train; the models themselves are not changed.
+
+    Args:
+        student: what is trained.
+        teacher: what it shall give.
+        weights: of the student.
+        match: the tensors that shall agree.
+        samples: to train on, and held back.
+        settings: see there.
+        kept: where to keep what is done, and to go on from.
+        progress: called with samples done and samples in all.
+
+    Raises:
+        DataError: what the teacher gives is not finite.
+        ModelError: as Network.run.
+    """
+    return _Training(student, teacher, weights, match, samples, settings).run(kept, progress)
+
+
+class _Training:
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network,
+        weights: Sequence[Trainable],
+        match: Matched,
+        samples: tuple[Samples, Samples],
+        settings: Settings,
+    ) -> None:
+        self.student, self.teacher, self.weights = student, teacher, weights
+        self.match, self.settings = match, settings
+        self.seen, self.held = samples
+        self.cache = _Cache(settings.memory_limit // 2)
+        self.variances, deviations = self._measure([w.beside for w in weights if w.beside])
+        self.values = [_Value(w, deviations.get(w.beside), student.device) for w in weights]
+        self.optimizer = torch.optim.Adam([v.latent for v in self.values], foreach=True)
+
+    # -------------------------------------------------------------------------------------- the run
+
+    def run(self, kept: Kept | None, progress: Callable[[int, int | None], None] | None) -> Outcome:
+        settings = self.settings
+        state = kept.read() if kept is not None else None
+        if state is None:
+            state = Progress(steps=settings.steps, losses={0: self._held_loss()})
+        else:
+            self._restore(state)
+        before = state.losses[0]
+        times: list[float] = []
+        look_time = 0.0
+        while before > 0 and (state.steps is None or state.step < state.steps):
+            started = time.perf_counter()
+            self._step(state.step, state.steps)
+            state.step += 1
+            times.append(time.perf_counter() - started)
+            if state.steps is None and state.step == _WARM:
+                if not look_time:
+                    started = time.perf_counter()
+                    self._held_loss()
+                    look_time = time.perf_counter() - started
+                left = settings.seconds - sum(times) - (1 + _LOOKS) * look_time
+                state.steps = _WARM + max(0, int(left / float(np.median(times[2:]))))
+            if progress is not None:
+                whole = None if state.steps is None else state.steps * settings.batch
+                progress(state.step * settings.batch, whole)
+            if state.steps is not None and self._is_look(state.step, state.steps):
+                self._look(state)
+                if kept is not None:
+                    self._save(state, kept)
+                if state.looks_since_best >= settings.patience:
+                    break
+        best = min(state.losses, key=lambda step: (state.losses[step], step))
+        values = None
+        if best:
+            values = {w.name: state.best[w.name] for w in self.weights}
+        return Outcome(
+            values,
+            state.step if state.steps is None else state.steps,
+            state.step,
+            before,
+            state.losses[best],
+            best,
+            dict(state.losses),
+        )
+
+    def _is_look(self, step: int, steps: int) -> bool:
+        """Whether the loss is taken after so many steps; never before it is known how many."""
+        if step == steps:
+            return True
+        return step > _WARM and (step * _LOOKS) // steps > ((step - 1) * _LOOKS) // steps
+
+    def _look(self, state: Progress) -> None:
+        loss = self._held_loss()
+        if loss < min(state.losses.values()):
+            state.best = {v.weight.name: v.floats() for v in self.values}
+            state.looks_since_best = 0
+        else:
+            state.looks_since_best += 1
+        state.losses[state.step] = loss
+
+    def _step(self, step: int, steps: int | None) -> None:
+        settings = self.settings
+        self.optimizer.param_groups[0]["lr"] = settings.rate * _share(step, steps)
+        self.optimizer.zero_grad()
+        numbers = self._numbers(step)
+        rng = np.random.default_rng([settings.seed, 1, step])
+        for part in self.seen.parts(numbers):
+            feeds = dict(part.feeds)
+            for name, layout in settings.images.items():
+                feeds[name] = augmented(feeds[name], layout, rng)
+            fed = self._fed(feeds)
+            key = None if settings.images else (0, part.samples)
+            targets = self._targets(fed, key)
+            loss = self._loss(fed, targets)
+            (loss * (len(part.samples) / len(numbers))).backward()
+        self.optimizer.step()
+
+    def _numbers(self, step: int) -> list[int]:
+        """The samples of a step: all are seen, in another order each time, before any again."""
+        count, size = len(self.seen), min(self.settings.batch, len(self.seen))
+        each = count // size
+        rng = np.random.default_rng([self.settings.seed, 0, step // each])
+        start = step % each * size
+        return [int(n) for n in rng.permutation(count)[start : start + size]]
+
+    # ------------------------------------------------------------------------------------- the loss
+
+    def _loss(
+        self, fed: Mapping[str, torch.Tensor], targets: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        given = {name: value for v in self.values for name, value in v.given()}
+        found = self.student.run(fed, self.match.names, given)
+        heads = len(self.match.heads)
+        terms = [
+            (y.to(torch.float32) - t).square().mean() / variance
+            for y, t, variance in zip(found, targets, self.variances, strict=True)
+        ]
+        loss = torch.stack(terms[:heads]).mean()
+        if terms[heads:] and self.settings.features:
+            loss = loss + self.settings.features * torch.stack(terms[heads:]).mean()
+        return loss
+
+    def _held_loss(self) -> float:
+        total = 0.0
+        with torch.no_grad():
+            for number, part in self._held_parts():
+                fed = self._fed(part.feeds)
+                loss = self._loss(fed, self._targets(fed, (1, (number,))))
+                total += float(loss) * len(part.samples)
+        total /= len(self.held)
+        if not math.isfinite(total):
+            return math.inf  # a diverged state is never the best
+        return total
+
+    def _held_parts(self) -> Iterator[tuple[int, Part]]:
+        count, size = len(self.held), self.settings.batch
+        number = 0
+        for start in range(0, count, size):
+            for part in self.held.parts(range(start, min(start + size, count))):
+                yield number, part
+                number += 1
+
+    def _targets(self, fed: Mapping[str, torch.Tensor], key: Any) -> list[torch.Tensor]:
+        found = self.cache.get(key)
+        if found is None:
+            with torch.no_grad():
+                found = [t.to(torch.float32) for t in self.teacher.run(fed, self.match.names)]
+            self.cache.put(key, found)
+        return found
+
+    def _fed(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
+        return {name: to_torch(v, name, self.student.device) for name, v in feeds.items()}
+
+    def _measure(self, beside: Sequence[str]) -> tuple[list[float], dict[str, float]]:
+        """The variance of what the teacher gives, and the deviation of what biases are added to."""
+        sums = [_Variance() for _ in self.match.names]
+        deviations: dict[str, float] = {}
+        with torch.no_grad():
+            for number, part in self._held_parts():
+                fed = self._fed(part.feeds)
+                for one, values in zip(sums, self._targets(fed, (1, (number,))), strict=True):
+                    one.add(values)
+                if not deviations and beside:
+                    names = list(dict.fromkeys(beside))
+                    found = self.student.run(fed, names)
+                    deviations = {
+                        name: float(value.to(torch.float64).std(correction=0))
+                        for name, value in zip(names, found, strict=True)
+                    }
+        for name, one in zip(self.match.names, sums, strict=True):
+            if not math.isfinite(one.variance):
+                raise DataError(
+                    f"tensor {name!r} of the model before pruning is not finite on the data; "
+                    "check how the data is prepared"
+                )
+        return [max(one.variance, 1e-12) for one in sums], deviations
+
+    # ---------------------------------------------------------------------------------- checkpoints
+
+    def _save(self, state: Progress, kept: Kept) -> None:
+        arrays = {}
+        for value in self.values:
+            moments = self.optimizer.state[value.latent]
+            arrays[value.weight.name] = tuple(
+                tensor.detach().cpu().numpy()
+                for tensor in (value.latent, moments["exp_avg"], moments["exp_avg_sq"])
+            )
+        kept.write(state, arrays)
+
+    def _restore(self, state: Progress) -> None:
+        for value in self.values:
+            latent, first, second = state.latents[value.weight.name]
+            with torch.no_grad():
+                value.latent.copy_(torch.from_numpy(latent))
+            self.optimizer.state[value.latent] = {
+                "step": torch.tensor(float(state.step)),
+                "exp_avg": torch.from_numpy(first).to(value.latent),
+                "exp_avg_sq": torch.from_numpy(second).to(value.latent),
+            }
+
+
+class _Value:
+    """A trained tensor as the optimizer and as the network see it."""
+
+    def __init__(self, weight: Trainable, deviation: float | None, device: torch.device) -> None:
+        self.weight = weight
+        unit = weight.unit
+        if deviation:
+            unit = power_of_two(deviation)
+        factor = unit if weight.keep is None else np.where(weight.keep, unit, np.float32(0))
+        start = weight.start / unit
+        if weight.keep is not None:
+            start = np.where(weight.keep, start, np.float32(0))
+        self.factor = torch.from_numpy(np.array(factor, np.float32)).to(device)
+        self.latent = torch.from_numpy(start.astype(np.float32)).to(device).requires_grad_()
+        grid = weight.grid
+        self.grid = (
+            None
+            if grid is None
+            else [
+                torch.from_numpy(np.array(a)).to(device)
+                for a in (grid.scale, grid.zero, grid.low, grid.high)
+            ]
+        )
+
+    def given(self) -> list[tuple[str, torch.Tensor]]:
+        value = self.latent * self.factor
+        if self.grid is not None:
+            scale, zero, low, high = self.grid
+            value = fake_quantize(value, scale, zero, low, high)
+        return [(name, value) for name in self.weight.given]
+
+    def floats(self) -> Floats:
+        """The values now, not rounded."""
+        values: Floats = (self.latent.detach() * self.factor).cpu().numpy()
+        return values
+
+
+class _Variance:
+    """The mean variance over all values of a tensor, streamed."""
+
+    def __init__(self) -> None:
+        self._count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: torch.Tensor) -> None:
+        self._count += values.numel()
+        self._sum += float(values.sum(dtype=torch.float64))
+        self._squares += float(values.to(torch.float64).square().sum())
+
+    @property
+    def variance(self) -> float:
+        if not self._count:
+            return 0.0
+        return self._squares / self._count - (self._sum / self._count) ** 2
+
+
+class _Cache:
+    """What the teacher gave, up to so many bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._found: dict[Any, list[torch.Tensor]] = {}
+
+    def get(self, key: Any) -> list[torch.Tensor] | None:
+        return self._found.get(key)
+
+    def put(self, key: Any, values: list[torch.Tensor]) -> None:
+        taken = sum(v.numel() * v.element_size() for v in values)
+        if key is not None and taken <= self._left:
+            self._left -= taken
+            self._found[key] = values
+
+
+def _share(step: int, steps: int | None) -> float:
+    """The share of the learning rate in a step; the first ones need no number of steps."""
+    if step < _WARM or steps is None:
+        return (step + 1) / _WARM
+    return (1 + math.cos(math.pi * (step - _WARM) / (steps - _WARM))) / 2

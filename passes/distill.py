@@ -1,0 +1,225 @@
+"""Train what pruning or rounding has left, until the model gives what the float model gives.
+
+    min over all kept weights and biases of  sum over heads, outputs, features of |y - t|^2 / var t
+
+on unlabelled samples, with y of the model and t of its teacher: the model before any weight was
+pruned (ctx.dense), or rounded (ctx.reference). The loss is that of onnxdrp.differentiable.matching,
+the optimizer that of onnxdrp.differentiable.training, what is trained that of
+onnxdrp.differentiable.trainable. Masks hold in every step; zeros stay zero. A quantized model is
+trained through its QuantizeLinear and DequantizeLinear, with gradients that take the rounding for
+the identity; its integers are written back on the same scales.
+
+The values are kept that do best on held-back samples, the start among them: on those the model is
+never worse than before. The same seed, number of steps and threads give the same bytes on the same
+machine; a budget of minutes is turned into steps by the time of the first, and said in `steps`.
+
+Needs torch: pip install onnxdrp[distill].
+"""
+
+import hashlib
+import importlib.util
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from onnxdrp.batches import whole_inputs
+from onnxdrp.datareaders import DataReader, first_batch, split
+from onnxdrp.datareaders.layouts import layout_of
+from onnxdrp.errors import DataError, ModelError, OptionError
+from onnxdrp.executing import available_cores
+from onnxdrp.masked import check_masks
+from onnxdrp.model import Model
+from onnxdrp.pipeline import Pass, PassContext, PassResult
+
+if TYPE_CHECKING:
+    from onnxdrp.differentiable.keeping import Kept
+
+__all__ = ["Distill"]
+
+
+@dataclass(frozen=True)
+class Distill(Pass):
+    """Train all kept weights and biases towards the float model, on unlabelled samples.
+
+    Stats: `steps` of the schedule (give them again for the same result) and `taken`, fewer where
+    patience ended; `best`, after how many the result was reached; the held-back loss `before` and
+    `after`; `losses` on the way; how many tensors were `trained`; `skipped` says why others were
+    not; `seconds`, `device`, `threads`.
+
+    A checkpoint (ctx.checkpoint with ".distill" behind its name) is written as often as the loss is
+    taken, and deleted at the end.
+
+    Attributes:
+        minutes: budget of time; default 5 if no steps are given.
+        steps: budget of steps, instead of minutes.
+        learning_rate: the largest, in units of the root mean square of a weight.
+        batch: samples of a step.
+        augment: mirror and move images (onnxdrp.differentiable.augment); not for text.
+        features: weight of intermediate tensors in the loss; 0 matches heads and outputs alone.
+        tensors: names of the intermediate tensors; default: what the layers read.
+        held_out: share of the samples that are held back.
+        patience: times that the loss on them may be taken without a new least; there are 20.
+        device: as torch calls it; default the GPU if there is one.
+        memory_limit: bytes of samples and, as many again, of teacher's outputs held in memory.
+    """
+
+    name: ClassVar[str] = "distill"
+
+    minutes: float | None = None
+    steps: int | None = None
+    learning_rate: float = 0.01
+    batch: int = 64
+    augment: bool = True
+    features: float = 1.0
+    tensors: tuple[str, ...] | None = None
+    held_out: float = 0.1
+    patience: int = 8
+    device: str | None = None
+    memory_limit: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and self.steps is not None:
+            raise OptionError("minutes and steps are both given; give one")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise OptionError(f"minutes {self.minutes}: give a number above 0")
+        if self.steps is not None and self.steps < 1:
+            raise OptionError(f"steps {self.steps}: give 1 or more")
+        if not 0 < self.learning_rate <= 1:
+            raise OptionError(
+                f"learning_rate {self.learning_rate} is outside (0, 1]; 0.01 is usual"
+            )
+        if self.batch < 1:
+            raise OptionError(f"batch {self.batch}: give 1 or more")
+        if not 0 <= self.features < float("inf"):
+            raise OptionError(f"features {self.features}: give 0 or more")
+        if not 0 < self.held_out < 1:
+            raise OptionError(f"held_out {self.held_out} must lie between 0 and 1")
+        if self.patience < 1:
+            raise OptionError(f"patience {self.patience}: give 1 or more")
+        if self.memory_limit < 1:
+            raise OptionError(f"memory_limit {self.memory_limit}: give a number of bytes above 0")
+
+    def requires(self, model: Model, ctx: PassContext) -> None:
+        """There are data, a teacher and torch; weights are floats, or stored as integers."""
+        if ctx.reader is None:
+            raise DataError("distill needs data; give some hundred images or arrays (--calib)")
+        if ctx.dense is None and ctx.reference is None:
+            raise ModelError("distill has no teacher; prune or quantize the model first")
+        quantized = any(True for _ in model.nodes("DequantizeLinear"))
+        if ctx.quantization and not quantized:
+            raise ModelError(
+                "the weights are rounded but still floats; run distill before quantize-weights or "
+                "after insert-qdq"
+            )
+        if importlib.util.find_spec("torch") is None:
+            raise OptionError("distill needs torch; pip install onnxdrp[distill]")
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises ModelError for an operator that cannot be differentiated; names its node."""
+        import torch
+
+        from onnxdrp.differentiable import Network
+        from onnxdrp.differentiable.matching import matched
+        from onnxdrp.differentiable.samples import Samples
+        from onnxdrp.differentiable.trainable import trainables
+        from onnxdrp.differentiable.training import Settings, deterministic, train
+
+        teacher = ctx.dense or ctx.reference
+        assert ctx.reader is not None
+        assert teacher is not None  # `requires` has seen to both
+        started = time.perf_counter()
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        threads = ctx.workers or available_cores()
+        weights, skipped = trainables(model, ctx.masks)
+        stats: dict[str, Any] = {"trained": len(weights), "skipped": skipped}
+        if not weights:
+            return PassResult(modified=False, stats=stats)
+        match = matched(model, teacher, self.tensors)
+        networks = _network(Network, model, device), _network(Network, teacher, device)
+        seen, held = split(ctx.reader, self.held_out, ctx.seed)
+        settings = Settings(
+            steps=self.steps,
+            seconds=60 * (5 if self.minutes is None else self.minutes),
+            rate=self.learning_rate,
+            batch=self.batch,
+            features=self.features,
+            patience=self.patience,
+            images=_images(model, ctx.reader) if self.augment else {},
+            seed=ctx.seed,
+            memory_limit=self.memory_limit,
+        )
+        kept = self._kept(model, teacher, ctx, threads)
+        with deterministic(threads, device):
+            limit = self.memory_limit
+            samples = Samples(seen, model, limit), Samples(held, model, limit)
+            outcome = train(*networks, weights, match, samples, settings, kept, ctx.progress)
+        modified = False
+        if outcome.values is not None:
+            for weight in weights:
+                new = weight.stored(outcome.values[weight.name])
+                if not np.array_equal(new, model.weight(weight.name)):
+                    model.set_weight(weight.name, new)
+                    modified = True
+        if kept is not None:
+            kept.remove()
+        stats = {
+            "steps": outcome.steps,
+            "taken": outcome.taken,
+            "best": outcome.best,
+            "before": outcome.before,
+            "after": outcome.after,
+            "losses": {str(step): loss for step, loss in outcome.losses.items()},
+            **stats,
+            "matched": len(match.names),
+            "seconds": time.perf_counter() - started,
+            "device": device,
+            "threads": threads,
+        }
+        return PassResult(modified=modified, stats=stats)
+
+    def ensures(self, model: Model, ctx: PassContext) -> None:
+        """What the masks prune is zero."""
+        check_masks(model, ctx.masks)
+
+    def _kept(self, model: Model, teacher: Model, ctx: PassContext, threads: int) -> "Kept | None":
+        """The checkpoint, for these models, these options and this data."""
+        from onnxdrp.differentiable.keeping import Kept
+
+        if ctx.checkpoint is None:
+            return None
+        assert ctx.reader is not None
+        first = first_batch(ctx.reader) or {}
+        digest = hashlib.blake2b(digest_size=16)
+        prints = model.fingerprint(), teacher.fingerprint()
+        digest.update(
+            repr((prints, self.options(), ctx.seed, threads, ctx.reader.samples)).encode()
+        )
+        for name, array in sorted(first.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        path = ctx.checkpoint.with_name(f"{ctx.checkpoint.name}.distill")
+        return Kept(path, digest.hexdigest())
+
+
+def _network(kind: Any, model: Model, device: str) -> Any:
+    try:
+        return kind(model, device)
+    except RuntimeError as e:  # torch's, of a device that is not there
+        why = str(e).strip().splitlines()[0]
+        raise OptionError(f"device {device!r} cannot be used: {why}") from e
+
+
+def _images(model: Model, reader: DataReader) -> dict[str, str]:
+    """{input: layout} of those inputs that are images."""
+    batch = first_batch(reader) or {}
+    whole = whole_inputs([model], batch)
+    shapes = {info.name: info.shape for info in model.inputs}
+    found = {}
+    for name, array in batch.items():
+        layout = reader.layout if reader.layout != "any" else layout_of(shapes.get(name))
+        layout = layout or layout_of(array.shape)
+        if array.ndim == 4 and name not in whole and layout is not None:
+            found[name] = str(layout)
+    return found

@@ -137,7 +137,8 @@ class Distill(Pass):
         if not weights:
             return PassResult(modified=False, stats=stats)
         match = matched(model, teacher, self.tensors)
-        networks = _network(Network, model, device), _network(Network, teacher, device)
+        _check_device(device)
+        networks = Network(model, device), Network(teacher, device)
         seen, held = split(ctx.reader, self.held_out, ctx.seed)
         settings = Settings(
             steps=self.steps,
@@ -203,10 +204,12 @@ class Distill(Pass):
         return Kept(path, digest.hexdigest())
 
 
-def _network(kind: Any, model: Model, device: str) -> Any:
+def _check_device(device: str) -> None:
+    import torch
+
     try:
-        return kind(model, device)
-    except RuntimeError as e:  # torch's, of a device that is not there
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:  # the second where torch is built without it
         why = str(e).strip().splitlines()[0]
         raise OptionError(f"device {device!r} cannot be used: {why}") from e
 

@@ -26,11 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxdrp.dataflow import ordered
+from onnxdrp.dataflow import data_tensors, ordered
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
 from onnxdrp.quantization import BIAS_LIMIT
-from onnxdrp.segments import default_cuts
 from onnxdrp.stored import Stored, find_stored
 
 __all__ = ["Grid", "Trainable", "trainables"]
@@ -147,14 +146,14 @@ def _places(model: Model) -> list[tuple[gs.Node, int, str]]:
     """(node, input, role) of everything that may be trained."""
     found: list[tuple[gs.Node, int, str]] = []
     behind: set[str] = set()
-    varies = {name for cut in default_cuts(model) for name in cut}
+    data = data_tensors(model)
     for node in ordered(model.nodes()):
         inputs = {t.name for t in node.inputs}
         for place, role in _ROLES.get(node.op, {}).items():
             if place < len(node.inputs) and node.inputs[place].name:
                 tensor = node.inputs[place]
                 multiplied = node.op in ("Gemm", "MatMul") and role == "weight"
-                if not multiplied or (_is_stored(tensor) and tensor.name not in varies):
+                if not multiplied or tensor.name not in data:
                     found.append((node, place, role))
         if node.op in _APPLIED and inputs & behind:
             found += [

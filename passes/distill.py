@@ -62,7 +62,8 @@ class Distill(Pass):
         held_out: share of the samples that are held back.
         patience: times that the loss on them may be taken without a new least; there are 20.
         device: as torch calls it; default the GPU if there is one.
-        memory_limit: bytes of samples and, as many again, of teacher's outputs held in memory.
+        memory_limit: bytes of samples held in memory, and half as many of teacher's outputs.
+        step_limit: bytes of what a step computes; a batch that takes more runs in parts.
     """
 
     name: ClassVar[str] = "distill"
@@ -78,6 +79,7 @@ class Distill(Pass):
     patience: int = 8
     device: str | None = None
     memory_limit: int = 1 << 30
+    step_limit: int = 1 << 32
 
     def __post_init__(self) -> None:
         if self.minutes is not None and self.steps is not None:
@@ -98,8 +100,9 @@ class Distill(Pass):
             raise OptionError(f"held_out {self.held_out} must lie between 0 and 1")
         if self.patience < 1:
             raise OptionError(f"patience {self.patience}: give 1 or more")
-        if self.memory_limit < 1:
-            raise OptionError(f"memory_limit {self.memory_limit}: give a number of bytes above 0")
+        for limit in ("memory_limit", "step_limit"):
+            if getattr(self, limit) < 1:
+                raise OptionError(f"{limit} {getattr(self, limit)}: give a number of bytes above 0")
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """There are data, a teacher and torch; weights are floats, or stored as integers."""
@@ -150,6 +153,7 @@ class Distill(Pass):
             images=_images(model, ctx.reader) if self.augment else {},
             seed=ctx.seed,
             memory_limit=self.memory_limit,
+            step_limit=self.step_limit,
         )
         kept = self._kept(model, teacher, ctx, threads)
         with deterministic(threads, device):

@@ -74,6 +74,7 @@ def stored(model):
         ({"held_out": 1.0}, "held_out"),
         ({"patience": 0}, "patience 0"),
         ({"memory_limit": 0}, "memory_limit"),
+        ({"step_limit": 0}, "step_limit"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, why):
@@ -234,10 +235,13 @@ def test_a_model_that_is_as_its_teacher_is_not_touched():
 
 @needs_torch
 def test_the_start_is_kept_where_training_makes_nothing_better():
-    model, ctx = pruned()
-    kept, stats = distilled(model, ctx, learning_rate=1.0, steps=12, features=0.0)
+    proto = conv_net(channels=16)
+    model = Model.from_proto(proto)
+    ctx = PassContext(reader=reader(proto), workers=1, dense=model.clone())
+    model.set_weight("fc.weight", model.weight("fc.weight") * np.float32(1.001))
+    kept, stats = distilled(model, ctx, learning_rate=1.0, steps=12)
     assert stats["best"] == 0
-    assert stats["after"] == stats["before"]
+    assert stats["after"] == stats["before"] > 0
     assert kept.fingerprint() == model.fingerprint()
 
 
@@ -288,9 +292,14 @@ def test_a_model_with_a_fixed_batch_and_samples_of_other_shapes_are_trained_on()
 @needs_torch
 def test_samples_beyond_the_memory_limit_change_nothing():
     model, ctx = pruned()
-    plain, _ = distilled(model, ctx, steps=20)
+    plain, stats = distilled(model, ctx, steps=20)
     bounded, _ = distilled(model, ctx, steps=20, memory_limit=1000)
     assert plain.fingerprint() == bounded.fingerprint()
+    parts, figures = distilled(model, ctx, steps=20, step_limit=1 << 17)
+    assert parts.fingerprint() != plain.fingerprint(), "sums have other last bits"
+    assert figures["before"] == pytest.approx(stats["before"], rel=1e-5)
+    assert figures["after"] < 0.5 * stats["before"]
+    assert stats["after"] < 0.5 * stats["before"]
 
 
 # ---------------------------------------------------------------------------------------- quantized
@@ -318,7 +327,7 @@ def test_a_pruned_and_quantized_model_is_trained_through_its_rounding(target):
     assert after < 0.5 * before
     old, new = stored(model), stored(better)
     changed = {name for name in old if not np.array_equal(old[name], new[name])}
-    assert {"conv1.weight", "conv2.weight", "fc.weight"} <= changed
+    assert {"conv1.weight", "conv1.bias", "conv2.weight"} <= changed
     assert all(old[name].dtype == new[name].dtype for name in old)
     assert all(new[name].dtype in (np.int8, np.int32) for name in changed)
     for name, mask in ctx.masks.items():
@@ -398,28 +407,44 @@ def test_constants_behind_layers_are_trained_and_those_of_data_and_boxes_are_not
     trained, skipped = found(text, weights)
     assert set(trained) == {"w", "scale", "shift", "v", "bias"}
     assert not skipped
-    assert trained["shift"].beside == "b"
-    assert trained["bias"].beside == "z"
-    assert trained["scale"].beside == ""
+    assert (trained["shift"].output, trained["shift"].output_axis) == ("b", -3)
+    assert (trained["bias"].output, trained["bias"].output_axis) == ("z", -1)
+    assert (trained["w"].output, trained["w"].output_axis, trained["w"].reads) == ("c", 1, "m")
+    assert trained["scale"].role == "scale"
 
 
 @needs_torch
-def test_units_are_powers_of_two_near_the_size_of_the_weights_of_an_output():
-    weight = normal([6, 4, 3, 3], 0) * np.geomspace(1e-4, 10, 6).reshape(-1, 1, 1, 1)
-    weight[:, :2] = 0
-    weights = {"w": weight.astype(np.float32), "v": (3 * normal([6, 5], 1)).astype(np.float32)}
+def test_a_step_of_one_rate_moves_outputs_of_any_scale_by_the_same_share():
+    rng = np.random.default_rng(0)
+    sizes = np.geomspace(0.1, 10, 6).reshape(-1, 1, 1, 1).astype(np.float32)
+    weights = {
+        "w": normal([6, 4, 3, 3], 0) * sizes,
+        "b": np.zeros(6, np.float32),
+        "v": normal([6, 5], 1),
+        "c": np.zeros(5, np.float32),
+    }
+    weights["w"][:, :2] = 0
     text = (
-        HEAD + "(float[N, 4, 8, 8] x) => (float[N, 5] y)"
-        "{ c = Conv(x, w) g = GlobalAveragePool(c) f = Flatten(g) y = Gemm(f, v) }"
+        HEAD + "(float[N, 4, 8, 8] x) => (float[N, 6, 6, 6] m, float[N, 5] y)"
+        "{ m = Conv(x, w, b) g = GlobalAveragePool(m) f = Flatten(g) y = Gemm(f, v, c) }"
     )
+    model, feeds = parse(text, weights), {"x": rng.uniform(4, 6, (30, 4, 8, 8)).astype(np.float32)}
+    maps, ends = outputs_of(model, feeds)
     trained, _ = found(text, weights)
-    unit = trained["w"].unit
-    assert unit.shape == (6, 1, 1, 1)
-    assert trained["v"].unit.shape == (1, 5)
-    assert np.array_equal(np.exp2(np.rint(np.log2(unit))), unit)
-    size = np.sqrt(np.square(weights["w"][:, 2:]).mean((1, 2, 3), keepdims=True))
-    assert np.all(np.abs(np.log2(unit / size)) <= 0.51)
-    assert np.array_equal(weights["w"] / unit * unit, weights["w"])
+    means = {"w": np.abs(feeds["x"]).mean(), "v": np.abs(maps.mean((2, 3))).mean()}
+    for output, axes, weight, bias in ((maps, (0, 2, 3), "w", "b"), (ends, (0,), "v", "c")):
+        deviation = output.std(axis=axes)
+        unit = trained[weight].unit(deviation, means[weight])
+        assert np.array_equal(np.exp2(np.rint(np.log2(unit))), unit)
+        assert np.array_equal(weights[weight] / unit * unit, weights[weight])
+        step = trained[bias].unit(deviation, 0.0)
+        assert np.all(np.abs(np.log2(step / deviation)) <= 0.51)
+        moved = parse(text, {**weights, weight: np.where(weights[weight] != 0, unit, 0)})
+        change = np.abs(outputs_of(moved, feeds)[0 if weight == "w" else 1]).mean(axis=axes)
+        if weight == "w":
+            assert np.all(np.abs(np.log2(change / deviation)) <= 0.6)
+        else:
+            assert np.all(change > 0)
 
 
 @needs_torch
@@ -559,7 +584,8 @@ def test_the_first_steps_do_not_depend_on_how_many_there_are():
 
 
 @needs_torch
-def test_every_sample_is_trained_on_before_any_is_again():
+@pytest.mark.parametrize("images", [{}, {"x": "NCHW"}], ids=["plain", "augmented"])
+def test_every_sample_is_trained_on_before_any_is_again(images):
     from onnxdrp.differentiable import Network
     from onnxdrp.differentiable.matching import matched
     from onnxdrp.differentiable.samples import Samples
@@ -568,7 +594,7 @@ def test_every_sample_is_trained_on_before_any_is_again():
 
     model, ctx = pruned()
     samples = Samples(ctx.reader, model, 1 << 30)
-    settings = Settings(10, 0, 0.01, 20, 1.0, 8, {}, 3, 1 << 30)
+    settings = Settings(10, 0, 0.01, 20, 1.0, 8, images, 3, 1 << 30, 1 << 30)
     networks = Network(model), Network(ctx.dense)
     match = matched(model, ctx.dense, None)
     weights, _ = trainables(model, ctx.masks)
@@ -577,6 +603,8 @@ def test_every_sample_is_trained_on_before_any_is_again():
     for epoch in (numbers[:5], numbers[5:]):
         assert sorted(n for step in epoch for n in step) == list(range(100))
     assert numbers[:5] != numbers[5:]
+    again = {tuple(n) for n in numbers[:5]} == {tuple(n) for n in numbers[5:]}
+    assert again == (not images)
 
 
 @needs_torch

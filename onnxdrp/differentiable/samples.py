@@ -64,8 +64,8 @@ class Samples:
         """Whether an input has no batch axis."""
         return name in self._whole
 
-    def parts(self, numbers: Sequence[int]) -> Iterator[Part]:
-        """The samples of these numbers, those of equal shapes together."""
+    def parts(self, numbers: Sequence[int], most: int = 1 << 30) -> Iterator[Part]:
+        """The samples of these numbers, those of equal shapes together, `most` at once."""
         groups: dict[Any, list[int]] = {}
         for number in numbers:
             batch = self._batches[self._rows[number][0]]
@@ -76,12 +76,13 @@ class Samples:
             )
             groups.setdefault(key, []).append(number)
         for group in groups.values():
-            size = self._static or len(group)
+            size = self._static or min(most, len(group))
             for start in range(0, len(group), size):
-                yield self._part(group[start : start + size], size)
+                yield self._part(group[start : start + size])
 
-    def _part(self, numbers: list[int], size: int) -> Part:
-        filled = numbers + numbers[-1:] * (size - len(numbers))
+    def _part(self, numbers: list[int]) -> Part:
+        missing = 0 if self._static is None else self._static - len(numbers)
+        filled = numbers + numbers[-1:] * missing
         places = [self._rows[number] for number in filled]
         first = self._batches[places[0][0]]
         feeds = {

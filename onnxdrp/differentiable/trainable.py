@@ -9,9 +9,16 @@ Concat, so that grids and strides stay as they are.
     w = v * unit * mask          floats
     w = Q(v * unit * mask)       integers behind a DequantizeLinear, by their scale and zero point
 
-v is what the optimizer sees. The unit is a power of two near the root mean square of the weights of
-an output (so v * unit is exact, and one learning rate suits layers, and channels, of any scale); of
-a bias near the deviation of the tensor that it is added to.
+v is what the optimizer sees. A step of Adam moves each v by about the learning rate, and units make
+one rate suit layers and channels of any scale and size. It is the share of the deviation of an
+output by which a step moves it, if all that it is made of moves the same way:
+
+    weight   deviation of the output / (kept weights of the output * mean |x| of what they multiply)
+    bias     deviation of the output
+    scale    root mean square of the scales
+
+to the nearest power of two, so that v * unit is exact. (The scaling by width is that of Yang et al.
+2021; that by what the layer reads makes up for inputs far from mean 0.)
 
 Integers stay within the largest distance from the zero point that the tensor has at the beginning
 (weights of 4 bits stay that); biases of int32 within 2^30.
@@ -91,8 +98,11 @@ class Trainable:
         given: the tensors that stand for it in a Network: itself, or what dequantizes it.
         start: its values, float32.
         keep: where it is not pruned; None where all of it is kept.
-        unit: a power of two, or as many as broadcast with the values.
-        beside: the tensor that a bias is added to, whose deviation is its unit; else "".
+        role: weight, bias or scale.
+        reads: the tensor that a weight multiplies.
+        output: what the node gives.
+        output_axis: the axis of that along which the tensor has other values, or None.
+        axis: the axis of the tensor that belongs to it.
         grid: the integers it is stored as, or None.
     """
 
@@ -100,9 +110,35 @@ class Trainable:
     given: tuple[str, ...]
     start: Floats
     keep: npt.NDArray[np.bool_] | None
-    unit: Floats
-    beside: str
+    role: str
+    reads: str
+    output: str
+    output_axis: int | None
+    axis: int | None
     grid: Grid | None
+
+    def unit(self, deviation: npt.ArrayLike, mean: float) -> Floats:
+        """The unit, a power of two or as many as broadcast with the values.
+
+        Args:
+            deviation: of the output, for each index of `output_axis`, or of all.
+            mean: of the absolute values of what a weight multiplies.
+        """
+        if self.role == "scale":
+            return _power_of_two(np.sqrt(np.square(self.start, dtype=np.float64).mean()))
+        sizes = np.asarray(deviation, np.float64).reshape(-1)
+        sizes = np.maximum(sizes, 1e-3 * sizes.max())
+        shape = [1] * self.start.ndim
+        if self.axis is not None:
+            width = self.start.shape[self.axis]  # less than the outputs where there are groups
+            sizes = sizes.reshape(-1, width).mean(0)
+            shape[self.axis] = width
+        sizes = sizes.reshape(shape)
+        if self.role == "weight":
+            others = tuple(d for d, size in enumerate(shape) if size == 1)
+            count = np.count_nonzero(self.start, axis=others, keepdims=True)
+            sizes = sizes / (np.maximum(count, 1) * (mean or 1.0))
+        return _power_of_two(sizes)
 
     def stored(self, values: Floats) -> Array:
         """What is to be stored for values in floats; pruned places are zero."""
@@ -135,8 +171,10 @@ def trainables(model: Model, masks: Mapping[str, Mask]) -> tuple[list[Trainable]
             tuple(given) if stored.dequantize is not None else (stored.name,),
             values,
             keep,
-            _unit(values, _output_axis(node, place) if role == "weight" else None),
-            node.outputs[0].name if role == "bias" else "",
+            role,
+            node.inputs[1 - place].name if role == "weight" else "",
+            node.outputs[0].name,
+            *_axes(node, place, role, values.shape),
             None if stored.dequantize is None else _grid(model, stored),
         )
     return list(found.values()), skipped
@@ -199,30 +237,29 @@ def _why_not(stored: Stored, users: Mapping[str, list[gs.Node]]) -> str:
     return "" if kind in "iu" or "int" in str(stored.tensor.dtype) else "it is no integer"
 
 
-def _output_axis(node: gs.Node, place: int) -> int | None:
-    """The axis of a weight along which the outputs lie, where there is one for all groups."""
+def _axes(
+    node: gs.Node, place: int, role: str, shape: tuple[int, ...]
+) -> tuple[int | None, int | None]:
+    """The axis of the output along which a tensor has other values, and that of the tensor."""
+    wide = [d for d, size in enumerate(shape) if size > 1]
+    if role != "weight":
+        if len(wide) != 1:
+            return None, None
+        blocked = node.op not in ("Gemm", "LayerNormalization", *_APPLIED)
+        return (1 if blocked else wide[0] - len(shape)), wide[0]
     if node.op == "Conv":
-        return 0
+        return 1, 0
+    if node.op == "ConvTranspose":
+        return 1, 1  # the outputs of all groups share it
     if node.op == "Gemm":
-        turned = node.attrs.get("transA" if place == 0 else "transB", 0)
-        return int(bool(turned) != bool(place)) if place else int(bool(turned))
-    if node.op == "MatMul":
-        return -1 if place else -2
-    return None
+        turned = bool(node.attrs.get("transB" if place else "transA", 0))
+        return (-1 if place else -2), int(turned != bool(place))
+    if len(shape) < 2:
+        return None, None
+    return (-1, len(shape) - 1) if place else (-2, len(shape) - 2)
 
 
-def _unit(values: Floats, axis: int | None) -> Floats:
-    """The power of two nearest to the root mean square of what is not zero, of each output."""
-    if axis is None or values.ndim < 2:
-        axes = tuple(range(values.ndim))
-    else:
-        axes = tuple(d for d in range(values.ndim) if d != axis % values.ndim)
-    count = np.maximum(np.count_nonzero(values, axis=axes, keepdims=True), 1)
-    power = np.square(values, dtype=np.float64).sum(axis=axes, keepdims=True) / count
-    return power_of_two(np.sqrt(power))
-
-
-def power_of_two(sizes: npt.ArrayLike) -> Floats:
+def _power_of_two(sizes: npt.ArrayLike) -> Floats:
     """The powers of two nearest to sizes, float32; 1 for 0."""
     sizes = np.asarray(sizes, np.float64)
     exponents = np.rint(np.log2(np.where(sizes > 0, sizes, 1.0)))

@@ -27,7 +27,7 @@ from onnxdrp.differentiable.matching import Matched
 from onnxdrp.differentiable.network import Network, to_torch
 from onnxdrp.differentiable.quantizing import fake_quantize
 from onnxdrp.differentiable.samples import Part, Samples
-from onnxdrp.differentiable.trainable import Trainable, power_of_two
+from onnxdrp.differentiable.trainable import Trainable
 from onnxdrp.errors import DataError
 
 __all__ = ["Outcome", "Settings", "deterministic", "train"]
@@ -36,6 +36,7 @@ Floats = npt.NDArray[np.float32]
 
 _WARM = 10
 _LOOKS = 20
+_COPIES = 3  # of all tensors: the student's, their gradients, the teacher's
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Settings:
     images: Mapping[str, Any]
     seed: int
     memory_limit: int
+    step_limit: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +133,9 @@ class _Training:
         self.match, self.settings = match, settings
         self.seen, self.held = samples
         self.cache = _Cache(settings.memory_limit // 2)
-        self.variances, deviations = self._measure([w.beside for w in weights if w.beside])
-        self.values = [_Value(w, deviations.get(w.beside), student.device) for w in weights]
+        self.rows = self._rows()
+        self.variances = self._variances()
+        self.values = [_Value(w, unit, student.device) for w, unit in self._units()]
         self.optimizer = torch.optim.Adam([v.latent for v in self.values], foreach=True)
 
     # -------------------------------------------------------------------------------------- the run
@@ -163,11 +166,10 @@ class _Training:
                 whole = None if state.steps is None else state.steps * settings.batch
                 progress(state.step * settings.batch, whole)
             if state.steps is not None and self._is_look(state.step, state.steps):
-                self._look(state)
+                if not self._look(state):
+                    break
                 if kept is not None:
                     self._save(state, kept)
-                if state.looks_since_best >= settings.patience:
-                    break
         best = min(state.losses, key=lambda step: (state.losses[step], step))
         values = None
         if best:
@@ -188,14 +190,18 @@ class _Training:
             return True
         return step > _WARM and (step * _LOOKS) // steps > ((step - 1) * _LOOKS) // steps
 
-    def _look(self, state: Progress) -> None:
+    def _look(self, state: Progress) -> bool:
+        """Take the loss; False if there is no hope of a lower one."""
         loss = self._held_loss()
+        if not math.isfinite(loss):
+            return False  # diverged
         if loss < min(state.losses.values()):
             state.best = {v.weight.name: v.floats() for v in self.values}
             state.looks_since_best = 0
         else:
             state.looks_since_best += 1
         state.losses[state.step] = loss
+        return state.looks_since_best < self.settings.patience
 
     def _step(self, step: int, steps: int | None) -> None:
         settings = self.settings
@@ -203,7 +209,7 @@ class _Training:
         self.optimizer.zero_grad()
         numbers = self._numbers(step)
         rng = np.random.default_rng([settings.seed, 1, step])
-        for part in self.seen.parts(numbers):
+        for part in self.seen.parts(numbers, self.rows):
             feeds = dict(part.feeds)
             for name, layout in settings.images.items():
                 feeds[name] = augmented(feeds[name], layout, rng)
@@ -215,12 +221,17 @@ class _Training:
         self.optimizer.step()
 
     def _numbers(self, step: int) -> list[int]:
-        """The samples of a step: all are seen, in another order each time, before any again."""
+        """The samples of a step: all are seen, in another order each time, before any again.
+
+        Where nothing is augmented the batches stay the same, and with them the teacher's outputs.
+        """
+        seed = self.settings.seed
         count, size = len(self.seen), min(self.settings.batch, len(self.seen))
-        each = count // size
-        rng = np.random.default_rng([self.settings.seed, 0, step // each])
-        start = step % each * size
-        return [int(n) for n in rng.permutation(count)[start : start + size]]
+        turn, place = divmod(step, count // size)
+        mixed = np.random.default_rng([seed, 0, turn if self.settings.images else 0])
+        if not self.settings.images:
+            place = int(np.random.default_rng([seed, 2, turn]).permutation(count // size)[place])
+        return [int(n) for n in mixed.permutation(count)[place * size : (place + 1) * size]]
 
     # ------------------------------------------------------------------------------------- the loss
 
@@ -246,16 +257,13 @@ class _Training:
                 fed = self._fed(part.feeds)
                 loss = self._loss(fed, self._targets(fed, (1, (number,))))
                 total += float(loss) * len(part.samples)
-        total /= len(self.held)
-        if not math.isfinite(total):
-            return math.inf  # a diverged state is never the best
-        return total
+        return total / len(self.held)
 
     def _held_parts(self) -> Iterator[tuple[int, Part]]:
         count, size = len(self.held), self.settings.batch
         number = 0
         for start in range(0, count, size):
-            for part in self.held.parts(range(start, min(start + size, count))):
+            for part in self.held.parts(range(start, min(start + size, count)), self.rows):
                 yield number, part
                 number += 1
 
@@ -270,29 +278,50 @@ class _Training:
     def _fed(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
         return {name: to_torch(v, name, self.student.device) for name, v in feeds.items()}
 
-    def _measure(self, beside: Sequence[str]) -> tuple[list[float], dict[str, float]]:
-        """The variance of what the teacher gives, and the deviation of what biases are added to."""
+    def _variances(self) -> list[float]:
+        """The variance of what the teacher gives, over the held-back samples."""
         sums = [_Variance() for _ in self.match.names]
-        deviations: dict[str, float] = {}
         with torch.no_grad():
             for number, part in self._held_parts():
-                fed = self._fed(part.feeds)
-                for one, values in zip(sums, self._targets(fed, (1, (number,))), strict=True):
+                targets = self._targets(self._fed(part.feeds), (1, (number,)))
+                for one, values in zip(sums, targets, strict=True):
                     one.add(values)
-                if not deviations and beside:
-                    names = list(dict.fromkeys(beside))
-                    found = self.student.run(fed, names)
-                    deviations = {
-                        name: float(value.to(torch.float64).std(correction=0))
-                        for name, value in zip(names, found, strict=True)
-                    }
         for name, one in zip(self.match.names, sums, strict=True):
             if not math.isfinite(one.variance):
                 raise DataError(
                     f"tensor {name!r} of the model before pruning is not finite on the data; "
                     "check how the data is prepared"
                 )
-        return [max(one.variance, 1e-12) for one in sums], deviations
+        return [max(one.variance, 1e-12) for one in sums]
+
+    def _units(self) -> Iterator[tuple[Trainable, Floats]]:
+        """The trained tensors with their units, by one batch of the held-back samples.
+
+        The teacher's tensors count where it has them: pruning may have made the student's constant.
+        """
+        _, part = next(self._held_parts())
+        fed = self._fed(part.feeds)
+        outputs = [w.output for w in self.weights if w.role != "scale"]
+        wanted = dict.fromkeys([*outputs, *(w.reads for w in self.weights if w.reads)])
+        found: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            for network in (self.teacher, self.student):
+                names = [n for n in wanted if n not in found and network.has(n)]
+                found.update(zip(names, network.run(fed, names), strict=True))
+        for weight in self.weights:
+            deviation, mean = np.ones(1), 1.0
+            if weight.reads:
+                mean = float(found[weight.reads].abs().mean(dtype=torch.float64))
+            if weight.role != "scale":
+                deviation = _deviation(found[weight.output], weight.output_axis)
+            yield weight, weight.unit(deviation, mean)
+
+    def _rows(self) -> int:
+        """How many samples run at once: those whose tensors take no more than the limit."""
+        part = next(self.held.parts([0]))
+        fed = self._fed(part.feeds)
+        taken = self.student.bytes(fed) // len(part.feeds[next(iter(part.feeds))])
+        return max(1, self.settings.step_limit // max(_COPIES * taken, 1))
 
     # ---------------------------------------------------------------------------------- checkpoints
 
@@ -313,25 +342,22 @@ class _Training:
                 value.latent.copy_(torch.from_numpy(latent))
             self.optimizer.state[value.latent] = {
                 "step": torch.tensor(float(state.step)),
-                "exp_avg": torch.from_numpy(first).to(value.latent),
-                "exp_avg_sq": torch.from_numpy(second).to(value.latent),
+                "exp_avg": torch.empty_like(value.latent).copy_(torch.from_numpy(first)),
+                "exp_avg_sq": torch.empty_like(value.latent).copy_(torch.from_numpy(second)),
             }
 
 
 class _Value:
     """A trained tensor as the optimizer and as the network see it."""
 
-    def __init__(self, weight: Trainable, deviation: float | None, device: torch.device) -> None:
+    def __init__(self, weight: Trainable, unit: Floats, device: torch.device) -> None:
         self.weight = weight
-        unit = weight.unit
-        if deviation:
-            unit = power_of_two(deviation)
         factor = unit if weight.keep is None else np.where(weight.keep, unit, np.float32(0))
         start = weight.start / unit
         if weight.keep is not None:
             start = np.where(weight.keep, start, np.float32(0))
-        self.factor = torch.from_numpy(np.array(factor, np.float32)).to(device)
-        self.latent = torch.from_numpy(start.astype(np.float32)).to(device).requires_grad_()
+        self.factor = to_torch(np.asarray(factor, np.float32), weight.name, device)
+        self.latent = to_torch(start.astype(np.float32), weight.name, device).requires_grad_()
         grid = weight.grid
         self.grid = (
             None
@@ -351,8 +377,15 @@ class _Value:
 
     def floats(self) -> Floats:
         """The values now, not rounded."""
-        values: Floats = (self.latent.detach() * self.factor).cpu().numpy()
-        return values
+        return np.ascontiguousarray((self.latent.detach() * self.factor).cpu().numpy())
+
+
+def _deviation(values: torch.Tensor, axis: int | None) -> npt.NDArray[np.float64]:
+    """The standard deviation for each index of an axis, or of all values."""
+    values = values.to(torch.float64)
+    rows = values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
+    found: npt.NDArray[np.float64] = rows.std(dim=1, correction=0).cpu().numpy()
+    return found
 
 
 class _Variance:

@@ -1,17 +1,19 @@
 """Train what pruning or rounding has left, until the model gives what the float model gives.
 
-    min over all kept weights and biases of  sum over heads, outputs, features of |y - t|^2 / var t
+    min over all kept weights and biases of  distance(outputs) + features * distance(features)
 
-on unlabelled samples, with y of the model and t of its teacher: the model before any weight was
-pruned (ctx.dense), or rounded (ctx.reference). The loss is that of onnxdrp.differentiable.matching,
+on unlabelled samples, from what its teacher gives: the model before any weight was pruned
+(ctx.dense), or rounded (ctx.reference). The distances are those of onnxdrp.differentiable.matching,
 the optimizer that of onnxdrp.differentiable.training, what is trained that of
 onnxdrp.differentiable.trainable. Masks hold in every step; zeros stay zero. A quantized model is
 trained through its QuantizeLinear and DequantizeLinear, with gradients that take the rounding for
 the identity; its integers are written back on the same scales.
 
 The values are kept that do best on held-back samples, the start among them: on those the model is
-never worse than before. The same seed, number of steps and threads give the same bytes on the same
-machine; a budget of minutes is turned into steps by the time of the first, and said in `steps`.
+never worse than before. (They are held back from this pass alone: a start that refit-weights has
+fitted on them looks better than it is.) The same seed, number of steps and threads give the same
+bytes on the same machine; a budget of minutes is turned into steps by the time of the first, and
+said in `steps`.
 
 Needs torch: pip install onnxdrp[distill].
 """
@@ -54,9 +56,11 @@ class Distill(Pass):
     Attributes:
         minutes: budget of time; default 5 if no steps are given.
         steps: budget of steps, instead of minutes.
-        learning_rate: the largest, in units of the root mean square of a weight.
+        learning_rate: the largest; by what share of its deviation a step may move an output.
         batch: samples of a step.
         augment: mirror and move images (onnxdrp.differentiable.augment); not for text.
+        classes: whether the output is scores of classes [N, classes], whose shares shall agree;
+            default: whether there is one output of such a shape. False for measured values.
         features: weight of intermediate tensors in the loss; 0 matches heads and outputs alone.
         tensors: names of the intermediate tensors; default: what the layers read.
         held_out: share of the samples that are held back.
@@ -70,10 +74,11 @@ class Distill(Pass):
 
     minutes: float | None = None
     steps: int | None = None
-    learning_rate: float = 0.01
+    learning_rate: float = 0.02
     batch: int = 64
     augment: bool = True
-    features: float = 1.0
+    classes: bool | None = None
+    features: float = 0.1
     tensors: tuple[str, ...] | None = None
     held_out: float = 0.1
     patience: int = 8
@@ -139,7 +144,7 @@ class Distill(Pass):
         stats: dict[str, Any] = {"trained": len(weights), "skipped": skipped}
         if not weights:
             return PassResult(modified=False, stats=stats)
-        match = matched(model, teacher, self.tensors)
+        match = matched(model, teacher, self.tensors, self.classes)
         _check_device(device)
         networks = Network(model, device), Network(teacher, device)
         seen, held = split(ctx.reader, self.held_out, ctx.seed)

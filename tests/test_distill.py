@@ -233,12 +233,17 @@ def test_a_model_that_is_as_its_teacher_is_not_touched():
     assert record.stats["before"] == record.stats["after"] == 0
 
 
-@needs_torch
-def test_the_start_is_kept_where_training_makes_nothing_better():
+def nearly_its_teacher():
     proto = conv_net(channels=16)
     model = Model.from_proto(proto)
     ctx = PassContext(reader=reader(proto), workers=1, dense=model.clone())
     model.set_weight("fc.weight", model.weight("fc.weight") * np.float32(1.001))
+    return model, ctx
+
+
+@needs_torch
+def test_the_start_is_kept_where_training_makes_nothing_better():
+    model, ctx = nearly_its_teacher()
     kept, stats = distilled(model, ctx, learning_rate=1.0, steps=12)
     assert stats["best"] == 0
     assert stats["after"] == stats["before"] > 0
@@ -247,11 +252,10 @@ def test_the_start_is_kept_where_training_makes_nothing_better():
 
 @needs_torch
 def test_patience_ends_a_run_that_gets_no_better():
-    model, ctx = pruned()
-    _, stats = distilled(model, ctx, learning_rate=1.0, steps=200, patience=2)
-    assert stats["taken"] < 200
-    assert stats["steps"] == 200
-    assert stats["best"] <= stats["taken"]
+    model, ctx = nearly_its_teacher()
+    _, stats = distilled(model, ctx, learning_rate=1.0, steps=60, patience=2)
+    assert stats["taken"] < 30
+    assert stats["steps"] == 60
 
 
 @needs_torch
@@ -626,6 +630,59 @@ def test_heads_are_what_the_last_layers_give():
     match = matched(model, model, None)
     assert match.heads == ("y", "a", "b")
     assert match.features == ("r",)
+
+
+@needs_torch
+def test_scores_of_classes_are_found_by_the_shape_of_the_output():
+    from onnxdrp.differentiable.matching import matched
+
+    scores = Model.from_proto(conv_net())
+    assert matched(scores, scores, None).classes
+    assert not matched(scores, scores, None).probabilities
+    assert not matched(scores, scores, None, classes=False).classes
+    text = HEAD + "(float[N, 8] x) => (float[N, 5] y) { m = Gemm(x, w) y = Softmax(m) }"
+    shares = parse(text, {"w": normal([8, 5], 0)})
+    match = matched(shares, shares, None)
+    assert match.classes
+    assert match.probabilities
+    one = parse(
+        HEAD + "(float[N, 8] x) => (float[N, 1] y) { y = Gemm(x, w) }", {"w": normal([8, 1], 0)}
+    )
+    assert not matched(one, one, None).classes
+    with pytest.raises(OptionError, match="classes"):
+        matched(one, one, None, classes=True)
+
+
+@needs_torch
+def test_the_divergence_of_scores_is_that_of_their_shares_at_temperature_2():
+    import torch
+
+    from onnxdrp.differentiable.training import _divergence
+
+    rng = np.random.default_rng(0)
+    y, t = (3 * rng.normal(size=(6, 5)) for _ in range(2))
+
+    def softmax(x):
+        e = np.exp(x - x.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    p, q = softmax(t / 2), softmax(y / 2)
+    want = 4 * (p * np.log(p / q)).sum(1).mean()
+    scores = [torch.from_numpy(x) for x in (y, t)]
+    assert float(_divergence(*scores, False)) == pytest.approx(want, rel=1e-9)
+    shares = [torch.from_numpy(softmax(x)) for x in (y, t)]
+    assert float(_divergence(*shares, True)) == pytest.approx(want, rel=1e-9)
+    assert float(_divergence(scores[0], scores[0], False)) == 0
+
+
+@needs_torch
+@pytest.mark.parametrize("classes", [True, False])
+def test_scores_come_nearer_by_either_distance(classes):
+    proto = conv_net(channels=16)
+    model, ctx = pruned(proto)
+    better, stats = distilled(model, ctx, classes=classes)
+    assert stats["after"] < 0.6 * stats["before"]
+    assert distance(better, ctx.dense, proto) < 0.7 * distance(model, ctx.dense, proto)
 
 
 @needs_torch

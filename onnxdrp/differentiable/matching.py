@@ -1,11 +1,15 @@
 """Which tensors of two models are made to agree, and how much they differ.
 
-    loss = mean over heads and outputs of d(y, t)  +  features * mean over features of d(y, t)
-    d(y, t) = mean (y - t)^2 / mean variance of a channel of t
+    loss = heads + features * mean over features of d(y, t)
+    heads = mean over heads and outputs of d(y, t)
+    heads = T^2 KL(softmax(t / T) | softmax(y / T)), T = 2, of a classifier's output    (Hinton et
+            al. 2015; on a CIFAR-10 network it kept more top-1 in as many steps than d)
+    d(y, t) = mean (y - t)^2 / variance of t
 
-with y of the student, t of the teacher. Heads are what the last layers give, before a Softmax or
-Sigmoid: logits; the maps of each level of a detector, apart from each other. Features are what
-layers read: the outputs of blocks. The variance is that over the held-back samples.
+with y of the student, t of the teacher. A classifier is a model whose one output is [N, classes],
+2 classes or more. Heads are what the last layers give, before a Softmax or Sigmoid: the maps of
+each level of a detector, apart from each other. Features are what layers read: the outputs of
+blocks. Variances are those over the held-back samples.
 """
 
 from collections.abc import Sequence
@@ -21,10 +25,19 @@ __all__ = ["Matched", "matched"]
 
 @dataclass(frozen=True)
 class Matched:
-    """Names of tensors that both models have."""
+    """Names of tensors that both models have.
+
+    Attributes:
+        heads: outputs, then what the last layers give.
+        features: intermediate tensors.
+        classes: whether the first head is scores of classes [N, classes].
+        probabilities: whether those have gone through a Softmax.
+    """
 
     heads: tuple[str, ...]
     features: tuple[str, ...]
+    classes: bool = False
+    probabilities: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -32,16 +45,19 @@ class Matched:
         return self.heads + self.features
 
 
-def matched(student: Model, teacher: Model, chosen: Sequence[str] | None) -> Matched:
+def matched(
+    student: Model, teacher: Model, chosen: Sequence[str] | None, classes: bool | None = None
+) -> Matched:
     """The tensors to match.
 
     Args:
         student: the model that is trained.
         teacher: what it shall agree with.
         chosen: names of the features; None: what the layers read.
+        classes: whether the output is scores of classes; None: as its shape says.
 
     Raises:
-        OptionError: a chosen tensor is not in both models.
+        OptionError: a chosen tensor is not in both models, or an output is no scores of classes.
     """
     both = set(_computed(student)) & set(_computed(teacher))
     ends = {info.name: None for info in student.outputs if info.name in both}
@@ -55,7 +71,23 @@ def matched(student: Model, teacher: Model, chosen: Sequence[str] | None) -> Mat
         chosen = [name for name in read if name in both and name not in fed]
     elif missing := next((name for name in chosen if name not in both), None):
         raise OptionError(f"tensor {missing!r} is not in both models; name another to match")
-    return Matched(tuple(heads), tuple(n for n in dict.fromkeys(chosen) if n not in heads))
+    features = tuple(n for n in dict.fromkeys(chosen) if n not in heads)
+    scores = _are_scores(student)
+    if classes and not scores:
+        raise OptionError("classes: the model has no single output [N, classes]; leave it out")
+    softmax = student.outputs[0].name in {
+        t.name for node in student.nodes("Softmax") for t in node.outputs
+    }
+    return Matched(tuple(heads), features, scores if classes is None else classes, softmax)
+
+
+def _are_scores(model: Model) -> bool:
+    """Whether the model has one output, [N, classes]."""
+    shapes = [info.shape for info in model.outputs]
+    if len(shapes) != 1 or shapes[0] is None or len(shapes[0]) != 2:
+        return False
+    count = shapes[0][1]
+    return not isinstance(count, int) or count > 1
 
 
 def _computed(model: Model) -> list[str]:

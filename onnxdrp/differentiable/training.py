@@ -36,6 +36,7 @@ Floats = npt.NDArray[np.float32]
 
 _WARM = 10
 _LOOKS = 20
+_TEMPERATURE = 2.0
 _COPIES = 3  # of all tensors: the student's, their gradients, the teacher's
 
 
@@ -245,7 +246,10 @@ class _Training:
             (y.to(torch.float32) - t).square().mean() / variance
             for y, t, variance in zip(found, targets, self.variances, strict=True)
         ]
-        loss = torch.stack(terms[:heads]).mean()
+        if self.match.classes:
+            loss = _divergence(found[0], targets[0], self.match.probabilities)
+        else:
+            loss = torch.stack(terms[:heads]).mean()
         if terms[heads:] and self.settings.features:
             loss = loss + self.settings.features * torch.stack(terms[heads:]).mean()
         return loss
@@ -378,6 +382,14 @@ class _Value:
     def floats(self) -> Floats:
         """The values now, not rounded."""
         return np.ascontiguousarray((self.latent.detach() * self.factor).cpu().numpy())
+
+
+def _divergence(y: torch.Tensor, t: torch.Tensor, probabilities: bool) -> torch.Tensor:
+    """What the scores of classes y say less than t, at a temperature, in nats."""
+    if probabilities:
+        y, t = (x.clamp_min(1e-12).log() for x in (y, t))
+    y, t = ((x / _TEMPERATURE).log_softmax(1) for x in (y, t))
+    return (t.exp() * (t - y)).sum(1).mean() * _TEMPERATURE**2
 
 
 def _deviation(values: torch.Tensor, axis: int | None) -> npt.NDArray[np.float64]:

@@ -50,6 +50,7 @@ PASSES: dict[str, type[Pass]] = {
         passes.ApplyMasks,
         passes.RefitWeights,
         passes.MatchMoments,
+        passes.Distill,
         passes.ConvertOpset,
         passes.Calibrate,
         passes.MeasureSensitivity,

@@ -102,7 +102,7 @@ class _Job:
         )
         report = PassManager(passes, self.instruments).run(self.model, ctx)
         report.recipe = dump_recipe(
-            passes,
+            [step.as_run(r.stats) for step, r in zip(passes, report.records, strict=True)],
             target=self.profile,
             activation_zeropoint=self.activation_zeropoint or None,
             seed=self.seed,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Demonstration", "demonstrate"]
 
-SPARSITY, PATTERN = 0.5, "flex-nm"  # what this network bears without repair
+SPARSITY, PATTERN = 0.7, "flex-nm"
 
 
 @dataclass
@@ -65,9 +65,12 @@ def demonstrate(folder: Path) -> Demonstration:
     )
     models = {"float": original}
     models["pruned"] = prune_model(original.clone(), sparsity=SPARSITY, pattern=PATTERN).model
+    models["pruned + repaired"] = prune_model(
+        original.clone(), sparsity=SPARSITY, pattern=PATTERN, calib=calib
+    ).model
     models["quantized"] = quantize(original.clone(), calib).model
     report = optimize(original.clone(), calib, sparsity=SPARSITY, pattern=PATTERN, data=test)
-    models["pruned + quantized"] = report.model
+    models["all of it"] = report.model
     rows = {name: _row(model, test, folder) for name, model in models.items()}
     report.model.save(folder / "optimized.onnx")
     (folder / "recipe.toml").write_text(report.recipe, encoding="utf-8")

@@ -127,6 +127,10 @@ class Pass(ABC):
     def ensures(self, model: "Model", ctx: PassContext) -> None:  # noqa: B027 - most passes promise nothing more
         """Raise a CheckError if what the pass promises does not hold after it."""
 
+    def as_run(self, stats: dict[str, Any]) -> "Pass":  # noqa: ARG002 - most passes need none
+        """The pass that repeats a run, of which the figures are given: without budgets of time."""
+        return self
+
     def options(self) -> dict[str, Any]:
         """The values of its fields, as recipes and reports show them."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]

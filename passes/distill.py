@@ -18,6 +18,7 @@ said in `steps`.
 Needs torch: pip install onnxdrp[distill].
 """
 
+import dataclasses
 import hashlib
 import importlib.util
 import time
@@ -192,6 +193,11 @@ class Distill(Pass):
     def ensures(self, model: Model, ctx: PassContext) -> None:
         """What the masks prune is zero."""
         check_masks(model, ctx.masks)
+
+    def as_run(self, stats: dict[str, Any]) -> Pass:
+        """With the steps that its minutes were good for."""
+        steps = stats.get("steps")
+        return self if steps is None else dataclasses.replace(self, minutes=None, steps=steps)
 
     def _kept(self, model: Model, teacher: Model, ctx: PassContext, threads: int) -> "Kept | None":
         """The checkpoint, for these models, these options and this data."""

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from builders import conv_net
+from builders import conv_net, mlp
 from quantizing import parse
 
 import onnxdrp
@@ -279,10 +279,106 @@ def test_the_demo_shows_every_stage(tmp_path):
 
     shown = demonstrate(tmp_path / "out")
     rows = shown.rows
-    assert list(rows) == ["float", "pruned", "quantized", "pruned + quantized"]
+    assert list(rows) == ["float", "pruned", "pruned + repaired", "quantized", "all of it"]
     assert rows["float"]["top1"] == pytest.approx(94.6, abs=0.15)
     assert rows["quantized"]["top1"] >= rows["float"]["top1"] - 0.5
     assert rows["quantized"]["bytes"] < 0.35 * rows["float"]["bytes"]
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert files == ["optimized.onnx", "recipe.toml", "report.json"]
-    assert "pruned + quantized" in str(shown)
+    assert "all of it" in str(shown)
+
+
+# ----------------------------------------------------------------------------- pruning and repair
+
+
+def names(report):
+    return [record.name for record in report.records]
+
+
+def test_pruning_with_data_shares_rates_out_ranks_by_costs_and_repairs(data):
+    report = onnxdrp.prune(Model.from_proto(conv_net()), sparsity=0.5, calib=data)
+    assert names(report)[-4:] == [
+        "select-layers",
+        "allocate-rates",
+        "prune-blocks",
+        "refit-weights",
+    ]
+    assert report.records[-2].stats["score"] == "second-order"
+    recovery = report.as_dict()["recovery"]
+    assert recovery["repaired"]["sqnr_db"] > recovery["pruned"]["sqnr_db"] + 1
+    plain = onnxdrp.prune(Model.from_proto(conv_net()), sparsity=0.5)
+    assert names(plain)[-2:] == ["select-layers", "prune-blocks"]
+    assert "recovery" not in plain.as_dict()
+
+
+def test_every_choice_of_pruning_can_be_made(data):
+    report = onnxdrp.prune(
+        Model.from_proto(conv_net()), sparsity=0.5, calib=data, allocation="uniform",
+        score="activation", prune_steps=2, recover="moments",
+    )  # fmt: skip
+    assert names(report)[-5:] == [
+        "select-layers", "prune-blocks", "refit-weights", "prune-blocks", "match-moments",
+    ]  # fmt: skip
+    assert report.records[-2].stats["score"] == "activation"
+    fixed = onnxdrp.prune(Model.from_proto(conv_net()), pattern="nm:2:4", calib=data)
+    assert "allocate-rates" not in names(fixed)
+    bare = onnxdrp.prune(Model.from_proto(conv_net()), calib=data, recover="none")
+    assert names(bare)[-1] == "prune-blocks"
+
+
+def test_the_whole_job_repairs_before_it_quantizes(data):
+    report = onnxdrp.optimize(Model.from_proto(conv_net()), data, sparsity=0.5)
+    at = names(report)
+    assert at.index("refit-weights") < at.index("calibrate")
+    recovery = report.as_dict()["recovery"]
+    assert recovery["repaired"]["sqnr_db"] > recovery["pruned"]["sqnr_db"]
+    for name, mask in report.masks.items():
+        assert not report.model.weight(name)[~mask.keep].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"distill_minutes": 1.0}, "recover refit"),
+        ({"recover": "none", "prune_steps": 2}, "recover none"),
+        ({"allocation": "uniform", "sparsity_of": "macs"}, "allocation uniform"),
+        ({"masks": "m.npz", "score": "magnitude"}, "masks"),
+        ({"max_drop": 1.0, "sparsity": 0.5}, "max_drop"),
+        ({"max_drop": 1.0, "pattern": "nm:2:4"}, "one sparsity"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(data, options, what):
+    with pytest.raises(OptionError, match=what):
+        onnxdrp.prune(Model.from_proto(conv_net()), calib=data, **options)
+
+
+def test_repair_without_data_is_refused():
+    with pytest.raises(PassError, match="--calib"):
+        onnxdrp.prune(Model.from_proto(conv_net()), recover="refit")
+    with pytest.raises(DataError, match="no calibration data"):
+        onnxdrp.prune(Model.from_proto(conv_net()), max_drop=1.0)
+
+
+def test_the_highest_sparsity_that_holds_is_found(tmp_path):
+    x = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
+    kept = tmp_path / "search.json"
+    report = onnxdrp.prune(
+        Model.from_proto(mlp(64, 64, 64, 10)), calib={"x": x}, max_drop=10.0, pattern="row",
+        allocation="uniform", score="magnitude", checkpoint=kept,
+    )  # fmt: skip
+    curve = report.curve
+    assert curve is not None
+    assert curve.what == "top-1 agreement"
+    best = curve.best
+    assert best.lost <= 10
+    assert 0.05 < best.rate < 0.95
+    assert any(point.lost > 10 and point.rate > best.rate for point in curve.points)
+    assert report.records[-3].stats["rates"] == {"fc1.weight": best.rate}
+    assert report.as_dict()["curve"]["rate"] == best.rate
+    assert "points lost" in report.table()
+    assert f"rate = {best.rate}" in report.recipe
+    assert not kept.exists()
+    # what was measured is what came of it
+    held_out = report.summary["fidelity"]
+    assert held_out["samples"] == curve.samples
+    assert 100 * (1 - held_out["top1_agreement"]) == pytest.approx(best.lost)

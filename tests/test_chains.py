@@ -103,6 +103,27 @@ def test_masks_stand_for_a_selection():
     assert prune == p.PruneBlocks(pattern="block")
 
 
+def test_steps_have_a_refit_between_and_rates_are_shared_out_before():
+    steps = chains.pruning(
+        None, "row", score="second-order", steps=2, allocation="auto", of="macs",
+        memory_limit=1 << 20, rate=0.6, rates={"conv2": 0.5},
+    )  # fmt: skip
+    assert steps == [
+        p.SelectLayers(pattern="row", rate=0.6, rates={"conv2": 0.5}),
+        p.AllocateRates(pattern="row", keep=("conv2",), of="macs", memory_limit=1 << 20),
+        p.PruneBlocks("row", score="second-order", step=1, steps=2, memory_limit=1 << 20),
+        p.RefitWeights(memory_limit=1 << 20),
+        p.PruneBlocks("row", score="second-order", step=2, steps=2, memory_limit=1 << 20),
+    ]
+
+
+def test_recovery_is_what_it_is_called():
+    assert chains.recovery("none") == []
+    assert chains.recovery("moments") == [p.MatchMoments()]
+    assert chains.recovery("refit", memory_limit=9) == [p.RefitWeights(memory_limit=9)]
+    assert chains.recovery("distill", minutes=2.0) == [p.RefitWeights(), p.Distill(minutes=2.0)]
+
+
 def test_preprocessing_freezes_and_cuts_first():
     steps = chains.preprocessing({"x": [1, 3, 8, 8]}, ["y"])
     assert steps[:2] == [p.FreezeShapes({"x": (1, 3, 8, 8)}), p.Cut(("y",))]

@@ -75,7 +75,7 @@ class Distill(Pass):
 
     minutes: float | None = None
     steps: int | None = None
-    learning_rate: float = 0.02
+    learning_rate: float = 0.03
     batch: int = 64
     augment: bool = True
     classes: bool | None = None
@@ -216,6 +216,8 @@ class Distill(Pass):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         path = ctx.checkpoint.with_name(f"{ctx.checkpoint.name}.distill")
+        if not path.parent.is_dir():
+            raise OptionError(f"{path}: there is no folder {path.parent}; create it")
         return Kept(path, digest.hexdigest())
 
 

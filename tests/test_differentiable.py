@@ -457,10 +457,13 @@ def test_the_models_of_the_checkout_give_what_onnxruntime_does(modA, modB):
             assert np.abs(got - want).max() <= 3e-6 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("name", ["cifar10_cnn_nhwc", "efficientnet_lite0", "yolox_nano_416"])
-def test_real_models_give_what_onnxruntime_does(shared, name):
+@pytest.mark.parametrize(
+    ("name", "deviation"),
+    [("cifar10_cnn_nhwc", 60), ("efficientnet_lite0", 1), ("yolox_nano_416", 60)],
+)
+def test_real_models_give_what_onnxruntime_does(shared, name, deviation):
     model = Model.load(shared / "models" / f"{name}.onnx")
-    feeds = feeds_for(model.proto(), batch=1)
+    feeds = {n: np.float32(deviation) * v for n, v in feeds_for(model.proto(), batch=1).items()}
     for got, want in zip(torch_run(model, feeds), outputs_of(model, feeds), strict=True):
         assert want.std() > 1e-3
         assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()

@@ -326,6 +326,7 @@ def test_a_pruned_and_quantized_model_is_trained_through_its_rounding(target):
     model, ctx = quantized(target=target)
     proto = conv_net(channels=16)
     better, stats = distilled(model, ctx)
+    assert stats["matched"] == 3, "the output, and what the second and third layer read"
     before, after = (distance(m, ctx.dense, proto) for m in (model, better))
     assert after < 0.5 * before
     old, new = stored(model), stored(better)

@@ -8,12 +8,14 @@
 
 with y of the student, t of the teacher. A classifier is a model whose one output is [N, classes],
 2 classes or more. Heads are what the last layers give, before a Softmax or Sigmoid: the maps of
-each level of a detector, apart from each other. Features are what layers read: the outputs of
-blocks. Variances are those over the held-back samples.
+each level of a detector, apart from each other. Features are what layers read, before it is
+quantized: the outputs of blocks. Variances are those over the held-back samples.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import OptionError
 from onnxdrp.layers import layers
@@ -67,7 +69,8 @@ def matched(
     heads = list(dict.fromkeys([*ends, *(name for name in heads if name in both)]))
     if chosen is None:
         fed = {info.name for info in student.inputs}
-        read = [name for cut in default_cuts(student) for name in cut]
+        tensors = student.tensors()
+        read = [_before_rounding(tensors[name]) for cut in default_cuts(student) for name in cut]
         chosen = [name for name in read if name in both and name not in fed]
     elif missing := next((name for name in chosen if name not in both), None):
         raise OptionError(f"tensor {missing!r} is not in both models; name another to match")
@@ -79,6 +82,13 @@ def matched(
         t.name for node in student.nodes("Softmax") for t in node.outputs
     }
     return Matched(tuple(heads), features, scores if classes is None else classes, softmax)
+
+
+def _before_rounding(tensor: gs.Tensor) -> str:
+    """The name of a tensor before it was quantized and dequantized."""
+    while tensor.inputs and tensor.inputs[0].op in ("QuantizeLinear", "DequantizeLinear"):
+        tensor = tensor.inputs[0].inputs[0]
+    return str(tensor.name)
 
 
 def _are_scores(model: Model) -> bool:

@@ -64,6 +64,7 @@ SCORE: "Score" = "second-order"
 ALLOCATION: "Allocation" = "auto"
 RECOVER: "Recovery" = "refit"
 _JUDGED = 1000  # samples, at most, that a search is judged by
+JUDGED = 0.1  # share of the rest by which distill judges what it has reached
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
 
 
@@ -88,12 +89,18 @@ class _Job:
 
     def run(self, passes: Sequence[Pass]) -> Report:
         """Run the passes and add to the report what the whole came to."""
+        from onnxdrp.datareaders import count, split
         from onnxdrp.figures import summarize
+        from onnxdrp.passes import Distill
         from onnxdrp.recipe import dump_recipe
 
         original = self.model.clone()
+        reader, judged = self.calibration, None
+        if reader is not None and any(isinstance(p, Distill) for p in passes) and count(reader) > 1:
+            reader, judged = split(reader, JUDGED, seed=self.seed)
         ctx = PassContext(
-            reader=self.calibration,
+            reader=reader,
+            held_out=judged,
             target=self.target,
             seed=self.seed,
             checkpoint=self.checkpoint,

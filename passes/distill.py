@@ -10,10 +10,10 @@ trained through its QuantizeLinear and DequantizeLinear, with gradients that tak
 the identity; its integers are written back on the same scales.
 
 The values are kept that do best on held-back samples, the start among them: on those the model is
-never worse than before. (They are held back from this pass alone: a start that refit-weights has
-fitted on them looks better than it is.) The same seed, number of steps and threads give the same
-bytes on the same machine; a budget of minutes is turned into steps by the time of the first, and
-said in `steps`.
+never worse than before. They are those of ctx.held_out; without any, some of the reader's, on which
+a start that refit-weights has fitted to them looks better than it is. The same seed, number of
+steps and threads give the same bytes on the same machine; a budget of minutes is turned into steps
+by the time of the first, and said in `steps`.
 
 Needs torch: pip install onnxdrp[distill].
 """
@@ -64,7 +64,7 @@ class Distill(Pass):
             default: whether there is one output of such a shape. False for measured values.
         features: weight of intermediate tensors in the loss; 0 matches heads and outputs alone.
         tensors: names of the intermediate tensors; default: what the layers read.
-        held_out: share of the samples that are held back.
+        held_out: share of the samples that is held back, where ctx.held_out has none.
         patience: times that the loss on them may be taken without a new least; there are 20.
         device: as torch calls it; default the GPU if there is one.
         memory_limit: bytes of samples held in memory, and half as many of teacher's outputs.
@@ -148,7 +148,9 @@ class Distill(Pass):
         match = matched(model, teacher, self.tensors, self.classes)
         _check_device(device)
         networks = Network(model, device), Network(teacher, device)
-        seen, held = split(ctx.reader, self.held_out, ctx.seed)
+        seen, held = ctx.reader, ctx.held_out
+        if held is None:
+            seen, held = split(ctx.reader, self.held_out, ctx.seed)
         settings = Settings(
             steps=self.steps,
             seconds=60 * (5 if self.minutes is None else self.minutes),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["summarize"]
 
+_WORST = 3
 _REPAIRS = ("refit-weights", "match-moments", "distill")
 
 
@@ -56,7 +57,7 @@ def summarize(
             samples -= len({b.sample for b in bad})
         summary["fidelity"] = {**comparison, "samples": samples}
         if ctx.dense is not None and not bad and any(r.name in _REPAIRS for r in report.records):
-            summary["recovery"] = _recovery(ctx.dense, model, ctx, held_out)
+            summary["recovery"] = _recovery(ctx.dense, model, ctx, held_out) | _worst(report)
     if labelled is not None and labelled.labels is not None:
         summary["accuracy"] = _change(accuracy(original, labelled), accuracy(model, labelled))
     summary["peak_rss_mb"] = round(peak_rss_mb(), 1)
@@ -72,6 +73,16 @@ def _recovery(
         figures = compare_models(dense, other, held_out).as_dict()
         found[name] = {key: figures[key] for key in ("sqnr_db", "top1_agreement")}
     return found
+
+
+def _worst(report: "Report") -> dict[str, Any]:
+    """The layers that are farthest from what they should give, and by which share of its power."""
+    layers = next(
+        (r.stats["layers"] for r in report.records[::-1] if r.name == "refit-weights"), {}
+    )
+    errors = sorted(((f["after"], name) for name, f in layers.items()), reverse=True)
+    found = {name: round(error, 4) for error, name in errors[:_WORST]}
+    return {"worst_layers": found} if found else {}
 
 
 def _change(before: Accuracy, after: Accuracy) -> dict[str, Any]:

@@ -306,6 +306,9 @@ def test_pruning_with_data_shares_rates_out_ranks_by_costs_and_repairs(data):
     assert report.records[-2].stats["score"] == "second-order"
     recovery = report.as_dict()["recovery"]
     assert recovery["repaired"]["sqnr_db"] > recovery["pruned"]["sqnr_db"] + 1
+    worst = recovery["worst_layers"]
+    figures = report.records[-1].stats["layers"]
+    assert max(worst.values()) == round(max(f["after"] for f in figures.values()), 4) > 0
     plain = onnxdrp.prune(Model.from_proto(conv_net()), sparsity=0.5)
     assert names(plain)[-2:] == ["select-layers", "prune-blocks"]
     assert "recovery" not in plain.as_dict()

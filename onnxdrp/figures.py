@@ -77,9 +77,8 @@ def _recovery(
 
 def _worst(report: "Report") -> dict[str, Any]:
     """The layers that are farthest from what they should give, and by which share of its power."""
-    layers = next(
-        (r.stats["layers"] for r in report.records[::-1] if r.name == "refit-weights"), {}
-    )
+    fits = (r.stats["layers"] for r in report.records[::-1] if r.name == "refit-weights")
+    layers: dict[str, dict[str, float]] = next(fits, {})
     errors = sorted(((f["after"], name) for name, f in layers.items()), reverse=True)
     found = {name: round(error, 4) for error, name in errors[:_WORST]}
     return {"worst_layers": found} if found else {}

@@ -167,7 +167,7 @@ def repaired(job: Job, model: Model, pool: DataReader) -> tuple[list[PassRecord]
     steps += CONFIGURATIONS[name](job.pattern)
     records = PassManager(steps).run(model, ctx).records
     if job.minutes is not None:
-        ctx.reader = drawn(pool, DISTILL_IMAGES, job.seed)
+        ctx.reader, ctx.held_out = others(pool, job)
         records += PassManager([p.Distill(minutes=job.minutes)]).run(model, ctx).records
     return records, ctx
 
@@ -178,6 +178,18 @@ def drawn(reader: DataReader, images: int, seed: int) -> DataReader:
     if there <= images:
         return reader
     return subset(reader, np.random.default_rng(seed).choice(there, images, replace=False))
+
+
+def others(reader: DataReader, job: Job) -> tuple[DataReader, DataReader | None]:
+    """Images to distill on, and a tenth as many that no pass has fitted anything to, if there are."""
+    images, there = job.images or REFIT_IMAGES, count(reader)
+    if there < images + there // 10:
+        return reader, None
+    order = np.random.default_rng(job.seed).choice(there, images, replace=False)
+    unseen = np.setdiff1d(np.arange(there), order)
+    held = unseen[:: max(len(unseen) // (there // 10), 1)]
+    rest = np.setdiff1d(np.arange(there), held)[:DISTILL_IMAGES]
+    return subset(reader, rest), subset(reader, held)
 
 
 # -------------------------------------------------------------------------- in a process of its own

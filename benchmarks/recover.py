@@ -181,7 +181,7 @@ def drawn(reader: DataReader, images: int, seed: int) -> DataReader:
 
 
 def others(reader: DataReader, job: Job) -> tuple[DataReader, DataReader | None]:
-    """Images to distill on, and a tenth as many that no pass has fitted anything to, if there are."""
+    """Images to distill on, and a tenth as many that no pass has fitted anything to."""
     images, there = job.images or REFIT_IMAGES, count(reader)
     if there < images + there // 10:
         return reader, None

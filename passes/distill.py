@@ -65,7 +65,9 @@ class Distill(Pass):
         features: weight of intermediate tensors in the loss; 0 matches heads and outputs alone.
         tensors: names of the intermediate tensors; default: what the layers read.
         held_out: share of the samples that is held back, where ctx.held_out has none.
-        patience: times that the loss on them may be taken without a new least; there are 20.
+        patience: times that the loss on them may be taken without a new least; there are 20, so by
+            default a run goes to its end: from a start that least squares has fitted the loss rises
+            until the learning rate has come down.
         device: as torch calls it; default the GPU if there is one.
         memory_limit: bytes of samples held in memory, and half as many of teacher's outputs.
         step_limit: bytes of what a step computes; a batch that takes more runs in parts.
@@ -75,14 +77,14 @@ class Distill(Pass):
 
     minutes: float | None = None
     steps: int | None = None
-    learning_rate: float = 0.03
+    learning_rate: float = 0.01
     batch: int = 64
     augment: bool = True
     classes: bool | None = None
     features: float = 0.1
     tensors: tuple[str, ...] | None = None
     held_out: float = 0.1
-    patience: int = 8
+    patience: int = 20
     device: str | None = None
     memory_limit: int = 1 << 30
     step_limit: int = 1 << 32

@@ -157,7 +157,7 @@ _shaping = _options(
     click.option("--target", help="A profile, or its TOML [generic]."),
 )  # fmt: skip
 _pruning = _options(
-    click.option("--sparsity", type=float, help="Share to prune in each layer [0.7]."),
+    click.option("--sparsity", type=float, help="Share to prune of the layers that may be [0.7]."),
     click.option(
         "--pattern", metavar="PATTERN",
         help="block, flex-nm, nm, nm:N:M, row or unstructured [the target's].",

@@ -35,7 +35,7 @@ def test_images():
     return lambda model: open_reader(demo.TEST, model, batch=100, **IMAGES)
 
 
-@pytest.mark.parametrize("name", ["modA", "modB"])
+@pytest.mark.parametrize("name", ["modA", pytest.param("modB", marks=pytest.mark.slow)])
 def test_the_main_job_on_the_bundled_models(name, request, test_images):
     path = request.getfixturevalue(name)
     original = Model.load(path)
@@ -274,14 +274,18 @@ def test_the_functions_of_the_package_stay_functions():
     assert set(dir(onnxdrp)) >= {"NCHWDataReader", "PassManager", "load"}
 
 
-def test_the_demo_shows_every_stage(tmp_path):
+def test_the_demo_shows_every_stage(tmp_path, monkeypatch):
     from onnxdrp.demonstrate import demonstrate
 
+    monkeypatch.setattr("onnxdrp.api.ALLOCATION", "uniform")  # quick choices, the same stages
+    monkeypatch.setattr("onnxdrp.api.SCORE", "magnitude")
+    monkeypatch.setattr("onnxdrp.api.RECOVER", "moments")
     shown = demonstrate(tmp_path / "out")
     rows = shown.rows
     assert list(rows) == ["float", "pruned", "pruned + repaired", "quantized", "all of it"]
     assert rows["float"]["top1"] == pytest.approx(94.6, abs=0.15)
     assert rows["quantized"]["top1"] >= rows["float"]["top1"] - 0.5
+    assert rows["pruned + repaired"]["top1"] > rows["pruned"]["top1"] + 30
     assert rows["quantized"]["bytes"] < 0.35 * rows["float"]["bytes"]
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert files == ["optimized.onnx", "recipe.toml", "report.json"]

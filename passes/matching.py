@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import onnx_graphsurgeon as gs
 
-from onnxdrp.model import Model, reads
+from onnxdrp.model import Model
 from onnxdrp.moments import ChannelMoments, ChannelStats
 from onnxdrp.passes.biases import Biases
 from onnxdrp.passes.sweeps import Mended, Stop, Use
@@ -182,24 +181,7 @@ def matchable(stops: list[Stop], skipped: dict[str, str]) -> tuple[list[Stop], d
 def _why_not(one: Mended) -> str:
     if any(use.bias is None for use in one.uses):
         return "its weight has a layer without a bias"
-    layers = {id(use.node) for use in one.uses}
-    if len(layers) > 1 and any(_is_after(use.node, layers) for use in one.uses):
-        return "of the layers of its weight one comes after another"
     return ""
-
-
-def _is_after(node: gs.Node, layers: set[int]) -> bool:
-    """Whether a node reads what one of the layers has a part in."""
-    seen: set[int] = set()
-    waiting = [maker for tensor in reads(node) for maker in tensor.inputs]
-    while waiting:
-        at = waiting.pop()
-        if id(at) in layers:
-            return True
-        if id(at) not in seen:
-            seen.add(id(at))
-            waiting += [maker for tensor in reads(at) for maker in tensor.inputs]
-    return False
 
 
 @dataclass(frozen=True, eq=False)

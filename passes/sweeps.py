@@ -189,6 +189,8 @@ class _Graph:
         if not any((bit | self._depends.get(name, 0)) & self._pruned for name in data):
             return None
         try:
+            if any(bit & self._depends.get(name, 0) for name in data):
+                raise ModelError("of the layers of its weight one comes after another")
             layers = [self._layer(*pair) for pair in zip(users, data, strict=True)]
             stored = self._stored(users[0].inputs[1 - layers[0].unfolding.data], layers)
         except ModelError as why:

@@ -150,6 +150,18 @@ def test_what_cannot_be_mended_is_passed_over_with_a_reason():
     assert "ConvTranspose" in reason
 
 
+def test_layers_of_one_weight_that_follow_each_other_are_passed_over():
+    text = f"""{HEAD} g (float[1,8,6,6] x) => (float[1,8,6,6] y) {{
+        u = Conv<pads=[1,1,1,1]>(x, shared)
+        v = Conv<pads=[1,1,1,1]>(u, shared)
+        y = Conv<pads=[1,1,1,1]>(v, b)
+    }}"""
+    plain, skipped = told(parse(text, conv("shared", "b")), "shared")
+    assert [cut for cut, _ in plain] == [("v",)]
+    assert set(skipped.values()) == {"of the layers of its weight one comes after another"}
+    assert len(skipped) == 2
+
+
 def test_nothing_pruned_is_nothing_to_mend():
     assert told(residual()) == ([], {})
     assert np.ptp(residual().weight("a")) > 0

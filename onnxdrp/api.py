@@ -4,7 +4,6 @@ Each edits the Model it is given and returns a Report whose `model` is the resul
 """
 
 import copy
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,9 +62,9 @@ BIAS_CORRECTION: "BiasCorrection" = "sequential"
 SCORE: "Score" = "second-order"
 ALLOCATION: "Allocation" = "auto"
 RECOVER: "Recovery" = "refit"
-_JUDGED = 1000  # samples, at most, that a search is judged by
-JUDGED = 0.1  # share of the rest by which distill judges what it has reached
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
+DISTILL_HELD_OUT = 0.1  # share of the rest, by which distill judges what it has reached
+SEARCH_SAMPLES = 1000  # by which, at most, a search judges a sparsity
 
 
 @dataclass
@@ -97,7 +96,7 @@ class _Job:
         original = self.model.clone()
         reader, judged = self.calibration, None
         if reader is not None and any(isinstance(p, Distill) for p in passes) and count(reader) > 1:
-            reader, judged = split(reader, JUDGED, seed=self.seed)
+            reader, judged = split(reader, DISTILL_HELD_OUT, seed=self.seed)
         ctx = PassContext(
             reader=reader,
             held_out=judged,
@@ -365,6 +364,7 @@ def _curve(
     pattern: str | None,
 ) -> "Curve":
     """What sparsities cost that were tried in search of the highest with which max_drop holds."""
+    from onnxdrp.checkpoint import data_identity
     from onnxdrp.evaluation import has_classes
     from onnxdrp.patterns import parse_pattern
     from onnxdrp.sparsity_search import Sweeps, find_sparsity
@@ -375,7 +375,8 @@ def _curve(
     parsed = parse_pattern(pattern)
     if parsed.fixed_rate is not None:
         raise OptionError(f"max_drop: {pattern} has one sparsity; give nm, or another pattern")
-    assert job.held_out is not None  # there is calibration data
+    assert job.calibration is not None
+    assert job.held_out is not None  # a part of it, or data of its own
     base = job.model.clone()
     PassManager(before).run(base, PassContext(target=job.target))
     if not any(has_classes(output) for output in base.outputs):
@@ -387,7 +388,7 @@ def _curve(
         )
         return PassManager(chain(rate)).run(base.clone(), ctx).model
 
-    sweeps = Sweeps(sweep, Trials(base, few(job.held_out, _JUDGED, job.seed)), pattern)
+    sweeps = Sweeps(sweep, Trials(base, few(job.held_out, SEARCH_SAMPLES, job.seed)), pattern)
     return find_sparsity(
         sweeps,
         max_drop,
@@ -395,19 +396,8 @@ def _curve(
         samples=sweeps.trials.samples,
         step=1 / parsed.block if pattern == "nm" else 0.01,
         checkpoint=job.checkpoint,
-        key=f"{base.fingerprint()} {chain(0.5)} {job.seed} {_identity(job.calibration)}",
+        key=f"{base.fingerprint()} {chain(0.5)} {job.seed} {data_identity(job.calibration)}",
     )
-
-
-def _identity(reader: "DataReader | None") -> str:
-    """Tells data from other data by the number of samples, and the first of them."""
-    from onnxdrp.datareaders import count, first_batch
-
-    assert reader is not None  # searches have data
-    digest = hashlib.blake2b(digest_size=16)
-    for name, array in (first_batch(reader) or {}).items():
-        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-    return f"{count(reader)} {digest.hexdigest()}"
 
 
 def _preprocessed(

@@ -27,9 +27,10 @@ from onnxdrp.observers import Observer
 from onnxdrp.taps import Tap
 
 if TYPE_CHECKING:
+    from onnxdrp.datareaders import DataReader
     from onnxdrp.model import Model
 
-__all__ = ["Checkpoint", "State", "identity", "new_observers"]
+__all__ = ["Checkpoint", "State", "data_identity", "identity", "new_observers"]
 
 Array = npt.NDArray[Any]
 log = logging.getLogger(__name__)
@@ -161,21 +162,30 @@ def identity(
     from onnxdrp import __version__
 
     digest = hashlib.blake2b(digest_size=16)
-
-    def add(arrays: Mapping[str, Array]) -> None:
-        for name, array in sorted(arrays.items()):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-
     prints = {name: model.fingerprint() for name, model in models.items()}
     versions = onnxruntime.__version__, __version__
     digest.update(repr((prints, rules, samples, versions)).encode())
     for key, tap in taps.items():
         digest.update(repr((key, tap.pairs(), type(tap.observer).__qualname__)).encode())
-        add(_packed(tap.observer))
+        _add(digest, _packed(tap.observer))
     for feed in first:
-        add(feed)
+        _add(digest, feed)
     return digest.hexdigest()
+
+
+def data_identity(reader: "DataReader") -> str:
+    """Tells data from other data by the number of samples and the first of them."""
+    from onnxdrp.datareaders import count, first_batch
+
+    digest = hashlib.blake2b(digest_size=16)
+    _add(digest, first_batch(reader) or {})
+    return f"{count(reader)} {digest.hexdigest()}"
+
+
+def _add(digest: "hashlib.blake2b", arrays: Mapping[str, Array]) -> None:
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
 
 
 def new_observers(taps: Mapping[Any, Tap]) -> dict[Any, Observer]:

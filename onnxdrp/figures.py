@@ -57,22 +57,31 @@ def summarize(
             samples -= len({b.sample for b in bad})
         summary["fidelity"] = {**comparison, "samples": samples}
         if ctx.dense is not None and not bad and any(r.name in _REPAIRS for r in report.records):
-            summary["recovery"] = _recovery(ctx.dense, model, ctx, held_out) | _worst(report)
+            summary["recovery"] = _recovery(comparison, ctx.dense, ctx, held_out) | _worst(report)
     if labelled is not None and labelled.labels is not None:
         summary["accuracy"] = _change(accuracy(original, labelled), accuracy(model, labelled))
     summary["peak_rss_mb"] = round(peak_rss_mb(), 1)
 
 
 def _recovery(
-    dense: "Model", model: "Model", ctx: "PassContext", held_out: "DataReader"
+    result: dict[str, Any], dense: "Model", ctx: "PassContext", held_out: "DataReader"
 ) -> dict[str, Any]:
-    """What pruning cost, and what is left of it once it is repaired, before any quantization."""
-    repaired = model if ctx.reference is None else ctx.reference
-    found = {}
-    for name, other in (("pruned", masked_copy(dense, ctx.masks)), ("repaired", repaired)):
-        figures = compare_models(dense, other, held_out).as_dict()
-        found[name] = {key: figures[key] for key in ("sqnr_db", "top1_agreement")}
-    return found
+    """What pruning cost, and what is left of it once it is repaired, before any quantization.
+
+    Args:
+        result: how far the result of the run is from the original.
+        dense: the model before it was pruned.
+        ctx: of the run.
+        held_out: the data of `result`.
+    """
+    pruned = compare_models(dense, masked_copy(dense, ctx.masks), held_out).as_dict()
+    repaired = result
+    if ctx.reference is not None:  # the result is quantized, too
+        repaired = compare_models(dense, ctx.reference, held_out).as_dict()
+    return {
+        name: {key: figures[key] for key in ("sqnr_db", "top1_agreement")}
+        for name, figures in (("pruned", pruned), ("repaired", repaired))
+    }
 
 
 def _worst(report: "Report") -> dict[str, Any]:

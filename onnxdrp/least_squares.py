@@ -48,10 +48,12 @@ class Fit:
         matrix: [g, m, k], of the dtype of the weights that were given.
         open: [g, m], the rows that keep as many weights as there are rows of data, or more: these
             do not determine them, and they are left as they were.
+        descent: of the weights that may move, with the factors that the fit has made.
     """
 
     matrix: Array
     open: Bools
+    descent: "Descent"
 
 
 def joined(stats: Sequence[MomentStats]) -> MomentStats:
@@ -100,10 +102,10 @@ def fit(matrix: Array, keep: Bools, stats: MomentStats, ridge: float) -> Fit:
     start = np.asarray(matrix, np.float64)
     slope = stats.xt - (start @ stats.xx).swapaxes(1, 2)
     enough = keep.sum(axis=2) < stats.count
-    step = Descent(keep & enough[..., None], stats.xx, ridge)(slope)
-    found = (start + step).astype(matrix.dtype)
+    descent = Descent(keep & enough[..., None], stats.xx, ridge)
+    found = (start + descent(slope)).astype(matrix.dtype)
     better = stats.error(found) < stats.error(matrix)  # False for NaN
-    return Fit(np.where(better[..., None], found, matrix), ~enough)
+    return Fit(np.where(better[..., None], found, matrix), ~enough, descent)
 
 
 class Descent:
@@ -117,6 +119,9 @@ class Descent:
         ridge: share of the mean of H's diagonal.
         limit: bytes of factors to keep.
 
+    Attributes:
+        ridge: what is added to the diagonal of H, [g].
+
     Raises:
         DataError: H is not finite.
     """
@@ -125,9 +130,9 @@ class Descent:
         if not np.isfinite(xx).all():
             raise DataError("the moments of a layer are not finite; check the data")
         self._shape, self._xx, self._left = keep.shape, xx, limit
-        self._ridge = ridge * np.einsum("gii->g", xx) / max(keep.shape[2], 1)
+        self.ridge = ridge * np.einsum("gii->g", xx) / max(keep.shape[2], 1)
         self._rows = [
-            (g, *some) for g in range(len(keep)) if self._ridge[g] > 0 for some in _alike(keep[g])
+            (g, *some) for g in range(len(keep)) if self.ridge[g] > 0 for some in _alike(keep[g])
         ]
         self._factors: dict[int, Floats | None] = {}
 
@@ -159,7 +164,7 @@ class Descent:
             return self._factors[i]
         g, _, support = self._rows[i]
         h = self._xx[g][support[:, None], support].T  # symmetric, and as LAPACK wants it
-        np.einsum("ii->i", h)[...] += self._ridge[g]
+        np.einsum("ii->i", h)[...] += self.ridge[g]
         factor, failed = dpotrf(h, lower=1, overwrite_a=1, clean=0)
         found = None if failed else factor
         if h.nbytes <= self._left:

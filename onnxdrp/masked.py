@@ -9,7 +9,7 @@ from onnxdrp.layers import by_weight, layers
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
 
-__all__ = ["check_masks", "masked_copy"]
+__all__ = ["check_masks", "masked_copy", "pruned_weights"]
 
 
 def masked_copy(model: Model, masks: Mapping[str, Mask]) -> Model:
@@ -20,6 +20,11 @@ def masked_copy(model: Model, masks: Mapping[str, Mask]) -> Model:
         if name in weights and (stored := weights[name][0].stored) is not None:
             stored.apply(copy, mask)
     return copy
+
+
+def pruned_weights(masks: Mapping[str, Mask]) -> list[str]:
+    """The names of the weights of which masks prune something."""
+    return [name for name, mask in masks.items() if mask.count < mask.size]
 
 
 def check_masks(model: Model, masks: Mapping[str, Mask]) -> None:

@@ -24,7 +24,7 @@ from onnxdrp.curves import Curve
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.unfold import Unfolding
 
-__all__ = ["ChannelMoments", "ChannelStats", "MomentStats", "Moments"]
+__all__ = ["ChannelMoments", "ChannelStats", "MomentStats", "Moments", "too_large"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -67,9 +67,13 @@ class MomentStats:
         xx = self.x[:, :, None] * self.x[:, None, :]  # symmetric to the last bit
         xx /= -n
         xx += self.xx
-        xt = self.xt - self.x[:, :, None] * (self.t / n)[:, None, :]
         tt = self.tt - self.t**2 / n
-        return type(self)(self.count, np.zeros_like(self.x), np.zeros_like(self.t), xx, xt, tt)
+        none = np.zeros_like(self.x), np.zeros_like(self.t)
+        return type(self)(self.count, *none, xx, self.centred_xt(), tt)
+
+    def centred_xt(self) -> Floats:
+        """X'T of the deviations from the means, [g, k, m]."""
+        return self.xt - self.x[:, :, None] * (self.t / max(self.count, 1))[:, None, :]
 
     def of(self, outputs: npt.NDArray[np.intp]) -> Self:
         """The moments of some outputs of each group."""
@@ -84,6 +88,22 @@ class MomentStats:
         rest += np.einsum("gmk,gmk->gm", matrix @ self.xx, matrix)
         rest += self.count * np.square(bias) - 2 * bias * linear
         return np.asarray(rest)
+
+
+def too_large(layer: Unfolding, limit: int, copies: int, *, targets: bool = False) -> str:
+    """Why the moments of a layer do not fit into memory; "" if they do.
+
+    Args:
+        layer: how it meets its weight.
+        limit: bytes.
+        copies: that there are of the moments, at most at a time.
+        targets: whether X'T is among them.
+    """
+    columns = layer.columns + (layer.outputs if targets else 0)
+    needed = copies * 8 * layer.groups * layer.columns * columns
+    if needed <= limit:
+        return ""
+    return f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 from onnxdrp.errors import DataError, ModelError
 from onnxdrp.geometry import WeightGeometry, from_slabs, to_slabs
 from onnxdrp.model import Model
+from onnxdrp.padding import pads_of
 from onnxdrp.stored import Stored, find_stored
 
 __all__ = ["Unfolding"]
@@ -209,15 +210,7 @@ class Unfolding:
 
     def _ends(self, spatial: Sequence[int]) -> tuple[list[int], list[int]]:
         """The padding at the begin and at the end of each side."""
-        rank = len(self.kernel)
-        if self.auto_pad == "VALID":
-            return [0] * rank, [0] * rank
-        if self.auto_pad in ("", "NOTSET"):
-            return list(self.pads[:rank]), list(self.pads[rank:])
-        sides = zip(spatial, self._extents, self.strides, strict=True)
-        needed = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in sides]
-        less, more = [n // 2 for n in needed], [n - n // 2 for n in needed]
-        return (less, more) if self.auto_pad == "SAME_UPPER" else (more, less)
+        return pads_of(self.auto_pad, self.pads, spatial, self._extents, self.strides)
 
     @property
     def _text(self) -> str:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from onnxdrp.batches import whole_inputs
+from onnxdrp.checkpoint import data_identity
 from onnxdrp.datareaders import DataReader, first_batch, split
 from onnxdrp.datareaders.layouts import layout_of
 from onnxdrp.errors import DataError, ModelError, OptionError
@@ -210,19 +211,12 @@ class Distill(Pass):
         if ctx.checkpoint is None:
             return None
         assert ctx.reader is not None
-        first = first_batch(ctx.reader) or {}
-        digest = hashlib.blake2b(digest_size=16)
         prints = model.fingerprint(), teacher.fingerprint()
-        digest.update(
-            repr((prints, self.options(), ctx.seed, threads, ctx.reader.samples)).encode()
-        )
-        for name, array in sorted(first.items()):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+        key = repr((prints, self.options(), ctx.seed, threads)) + data_identity(ctx.reader)
         path = ctx.checkpoint.with_name(f"{ctx.checkpoint.name}.distill")
         if not path.parent.is_dir():
             raise OptionError(f"{path}: there is no folder {path.parent}; create it")
-        return Kept(path, digest.hexdigest())
+        return Kept(path, hashlib.blake2b(key.encode(), digest_size=16).hexdigest())
 
 
 def _check_device(device: str) -> None:

@@ -11,23 +11,22 @@ tells of those behind the last tensor that they read.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.errors import ModelError
 from onnxdrp.fidelity import Error
-from onnxdrp.geometry import from_slabs, magnitude
+from onnxdrp.geometry import from_slabs
 from onnxdrp.layers import Layer
-from onnxdrp.least_squares import joined
 from onnxdrp.model import Model
-from onnxdrp.moments import Moments, MomentStats
-from onnxdrp.passes.biases import Biases
-from onnxdrp.passes.sweeps import Mended, Stop, Use, sweep
+from onnxdrp.moments import Moments, MomentStats, too_large
+from onnxdrp.passes.prunable import Prunable
+from onnxdrp.passes.sweeps import Mended, Stop, centred, own_biases, sweep, without
 from onnxdrp.patterns import Pattern, prune_count
 from onnxdrp.pipeline import PassContext
 from onnxdrp.pruned import units_of
@@ -35,7 +34,11 @@ from onnxdrp.pruning_curves import error_curve, fit_to_own, spread_rows
 from onnxdrp.taps import Tap
 from onnxdrp.unfold import Unfolding
 from onnxdrp.unit_sensitivity import few, noise_power
+from onnxdrp.walk import Stop as At
 from onnxdrp.walk import walk
+
+if TYPE_CHECKING:
+    from onnxdrp.datareaders import DataReader
 
 __all__ = ["Damage", "LoneLayers", "units"]
 
@@ -136,28 +139,13 @@ class LoneLayers:
         names = {layer.name for weight in ctx.rates for layer in users[weight]}
         self.skipped = {node: why for node, why in skipped.items() if node in names}
         chosen = ctx.rates.keys() - kept
-        found = ((stop, self._affordable(stop, chosen, moments_limit)) for stop in stops)
-        self._stops = [(stop.cut, weights) for stop, weights in found if weights]
-        biases = Biases(self._pruned)
-        self._biases = {
-            use.node.name: biases.own(use.bias.holder, use.bias.place, use.bias.outputs)
-            for _, weights in self._stops
-            for one in weights
-            for use in one.uses
-            if use.bias is not None
-        }
-
-    def _affordable(self, stop: Stop, chosen: set[str], limit: int) -> list[Mended]:
-        found = []
-        for one in (one for part in stop.rounds for one in part if one.weight.name in chosen):
-            way = one.uses[0].unfolding
-            needed = _COPIES * 8 * way.groups * way.columns * (way.columns + way.outputs)
-            if needed <= limit:
-                found.append(one)
-                continue
-            why = f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
-            self.skipped |= dict.fromkeys((use.node.name for use in one.uses), why)
-        return found
+        stops = [Stop(s.cut, [[w for w in s.weights if w.name in chosen]]) for s in stops]
+        self._stops, large = without(
+            stops,
+            lambda one: too_large(one.uses[0].unfolding, moments_limit, _COPIES, targets=True),
+        )
+        self.skipped |= large
+        self._biases = own_biases(self._pruned, self._stops)
 
     def damages(self, samples: int) -> dict[str, Damage]:
         """{weight: what it does}.
@@ -176,18 +164,10 @@ class LoneLayers:
     def _fitted(self) -> Iterator[tuple[str, _Probe]]:
         """Each weight, pruned and fitted by what its layers read in the float model."""
         assert self.ctx.reader is not None
-        walked = walk(
-            self.model,
-            self.ctx.reader,
-            [cut for cut, _ in self._stops],
-            memory_limit=self._limit,
-            workers=self.ctx.workers,
-            progress=self.ctx.progress,
-        )
-        with closing(walked):
-            for at, (_, weights) in zip(walked, self._stops, strict=True):
+        with closing(self._walk(self.model, self.ctx.reader)) as walked:
+            for at, stop in zip(walked, self._stops, strict=True):
                 positions = math.ceil(self._rows / at.samples)
-                for one in weights:
+                for one in stop.weights:
                     taps = {
                         i: Tap(use.data, Moments(use.unfolding, positions, self.ctx.seed))
                         for i, use in enumerate(one.uses)
@@ -205,10 +185,10 @@ class LoneLayers:
         rates = [place / count for place in places]
         values = self.model.weight(one.weight)
         matrix = way.matrix(values)
-        stats = joined([_centred(use, m) for use, m in zip(one.uses, moments, strict=True)])
+        stats = centred(one.uses, moments)
 
         def keep(at: float) -> Bools:
-            return self._keep(layer, values, way, at)
+            return self._keep(layer, way, at)
 
         fitted = []
         for place in looked_at:
@@ -220,14 +200,12 @@ class LoneLayers:
         errors = error_curve(matrix, keep, stats, rates[1:], rows)
         return _Probe(rates, np.append(0.0, errors), fitted)
 
-    def _keep(self, layer: Layer, values: Array, way: Unfolding, rate: float) -> Bools:
+    def _keep(self, layer: Layer, way: Unfolding, rate: float) -> Bools:
         """The mask that PruneBlocks would give a weight, as the unfolding sees it."""
+        assert layer.stored is not None
         assert layer.geometry is not None  # it is chosen
-        try:
-            keep = self.pattern.mask(magnitude(values, layer.geometry), rate)
-        except ModelError as e:
-            raise ModelError(f"weight {layer.weight!r}: {e}") from e
-        return way.matrix(from_slabs(keep, layer.geometry))
+        one = Prunable(layer.stored, layer.geometry, [layer], self.pattern, rate, {})
+        return way.matrix(from_slabs(one.largest(self.model), layer.geometry))
 
     def _measured(
         self, probes: Mapping[str, _Probe], samples: int
@@ -240,17 +218,11 @@ class LoneLayers:
         if not outputs:
             raise ModelError("no output of the model is float; there is nothing to compare")
         taps = {name: Tap((("float", name), ("pruned", name)), Error()) for name in outputs}
-        walked = walk(
-            {"float": self.model, "pruned": self._pruned},
-            few(self.ctx.reader, samples, self.ctx.seed),
-            [cut for cut, _ in self._stops],
-            memory_limit=self._limit,
-            workers=self.ctx.workers,
-            progress=self.ctx.progress,
-        )
-        with closing(walked):
-            for at, (_, weights) in zip(walked, self._stops, strict=True):
-                for one in weights:
+        reader = few(self.ctx.reader, samples, self.ctx.seed)
+        pair = {"float": self.model, "pruned": self._pruned}
+        with closing(self._walk(pair, reader)) as walked:
+            for at, stop in zip(walked, self._stops, strict=True):
+                for one in stop.weights:
                     errors = []
                     for fitted in probes[one.weight.name].fitted:
                         before = self._exchange(self._pruned_values(one, fitted))
@@ -258,6 +230,19 @@ class LoneLayers:
                         self._exchange(before)
                         errors.append(_share([found[name].sqnr_db for name in outputs]))
                     yield one.weight.name, errors
+
+    def _walk(
+        self, models: Model | Mapping[str, Model], reader: "DataReader"
+    ) -> "Generator[At, None, None]":
+        """From layer to layer."""
+        return walk(
+            models,
+            reader,
+            [stop.cut for stop in self._stops],
+            memory_limit=self._limit,
+            workers=self.ctx.workers,
+            progress=self.ctx.progress,
+        )
 
     def _pruned_values(self, one: Mended, fitted: _Fitted) -> dict[str, Array]:
         """{stored tensor: values} of a weight and the biases of its layers."""
@@ -274,11 +259,6 @@ class LoneLayers:
         for name, array in values.items():
             self._pruned.set_weight(name, array)
         return before
-
-
-def _centred(use: Use, moments: MomentStats) -> MomentStats:
-    """The moments as a fit wants them: without the means where a bias is free to take these."""
-    return moments if use.bias is None else moments.centred()
 
 
 def _share(decibels: list[float]) -> float:

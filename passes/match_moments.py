@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onnxdrp.errors import DataError, ModelError, OptionError
-from onnxdrp.masked import check_masks
+from onnxdrp.masked import check_masks, pruned_weights
 from onnxdrp.model import Model
-from onnxdrp.passes.matching import Matched, matchable, matched
-from onnxdrp.passes.sweeps import sweep
+from onnxdrp.passes.matching import Matched, matched, why_not
+from onnxdrp.passes.sweeps import sweep, without
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.trials import Trials
 from onnxdrp.unit_sensitivity import few
@@ -83,8 +83,9 @@ class MatchMoments(Pass):
         """Raises DataError if an activation is not finite; names tensor, node and sample."""
         assert ctx.reader is not None
         assert ctx.dense is not None  # `requires` has seen to both
-        pruned = [name for name, mask in ctx.masks.items() if mask.count < mask.size]
-        stops, skipped = matchable(*sweep(model, pruned))
+        stops, skipped = sweep(model, pruned_weights(ctx.masks))
+        stops, unmatchable = without(stops, why_not)
+        skipped |= unmatchable
         stats: dict[str, Any] = {"strength": self.strength, "layers": {}, "skipped": skipped}
         if not stops:
             return PassResult(modified=False, stats=stats | {"strength": None})

@@ -23,8 +23,7 @@ import numpy.typing as npt
 
 from onnxdrp.model import Model
 from onnxdrp.moments import ChannelMoments, ChannelStats
-from onnxdrp.passes.biases import Biases
-from onnxdrp.passes.sweeps import Mended, Stop, Use
+from onnxdrp.passes.sweeps import Mended, Stop, Use, own_biases
 from onnxdrp.pipeline import PassContext
 from onnxdrp.taps import Tap
 from onnxdrp.walk import walk
@@ -32,7 +31,7 @@ from onnxdrp.walk import walk
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
 
-__all__ = ["Matched", "matchable", "matched"]
+__all__ = ["Matched", "matched", "why_not"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -102,7 +101,7 @@ class Matched:
         """Let the model that this is a copy of have the same; False if that changes nothing."""
         if self.model.fingerprint() == self.start.fingerprint():
             return False
-        _own_biases(model, self.stops)
+        own_biases(model, self.stops)
         held = model.tensors()
         for name in (*self.weights, *self.biases.values()):
             model.set_weight(held[name], self.model.weight(self.tensors[name]))
@@ -124,7 +123,7 @@ def matched(
     Args:
         model: pruned; is not changed.
         ctx: of the pass; ctx.dense says what is to be matched.
-        stops: the layers, `matchable` ones.
+        stops: the layers, those without a reason (`why_not`).
         reader: the samples.
         strengths: of variances.
         most: the largest factor, and one over the smallest.
@@ -132,7 +131,7 @@ def matched(
     """
     assert ctx.dense is not None
     start = model.clone()
-    biases = _own_biases(start, stops)
+    biases = own_biases(start, stops)
     found = {str(s): Matched(s, most, start, stops, biases) for s in strengths}
     walked = walk(
         {_FLOAT: ctx.dense, **{name: one.model for name, one in found.items()}},
@@ -163,22 +162,8 @@ def _taps(turn: Sequence[Mended], models: Sequence[str]) -> dict[tuple[str, str]
     }
 
 
-def matchable(stops: list[Stop], skipped: dict[str, str]) -> tuple[list[Stop], dict[str, str]]:
-    """The stops without weights that cannot be matched; and {node: why} of all passed over."""
-    kept, passed = [], dict(skipped)
-    for stop in stops:
-        left = Stop(stop.cut)
-        for mended in stop.rounds:
-            whys = {id(one): _why_not(one) for one in mended}
-            if fine := [one for one in mended if not whys[id(one)]]:
-                left.rounds.append(fine)
-            passed |= {u.node.name: w for one in mended for u in one.uses if (w := whys[id(one)])}
-        if left.rounds:
-            kept.append(left)
-    return kept, passed
-
-
-def _why_not(one: Mended) -> str:
+def why_not(one: Mended) -> str:
+    """Why a weight cannot be matched; "" if it can."""
     if any(use.bias is None for use in one.uses):
         return "its weight has a layer without a bias"
     return ""
@@ -210,14 +195,3 @@ class _Seen:
             mean=pruned.mean,
             missing=moments[_FLOAT, use.total].mean - moments[name, use.total].mean,
         )
-
-
-def _own_biases(model: Model, stops: list[Stop]) -> dict[str, str]:
-    """{layer: its bias, that nobody else reads}; the same names for each copy of a model."""
-    biases, nodes = Biases(model), {node.name: node for node in model.nodes()}
-    uses = (u for stop in stops for mended in stop.rounds for one in mended for u in one.uses)
-    return {
-        use.node.name: biases.own(nodes[use.bias.holder.name], use.bias.place, use.bias.outputs)
-        for use in uses
-        if use.bias is not None
-    }

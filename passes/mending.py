@@ -17,8 +17,8 @@ from onnxdrp.least_squares import RIDGES, Descent, best_ridge, fit, joined
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
 from onnxdrp.moments import Moments, MomentStats
-from onnxdrp.passes.biases import Biases
-from onnxdrp.passes.sweeps import Mended, Use
+from onnxdrp.passes.sweeps import Mended, Use, centred, own_biases
+from onnxdrp.passes.sweeps import Stop as Plan
 from onnxdrp.taps import Tap
 from onnxdrp.walk import Stop
 
@@ -56,9 +56,8 @@ class _Task:
     """A weight to be fitted, and what is known of its layers."""
 
     weight: Mended
-    keep: Bools
     moments: list[MomentStats]
-    ridge: float
+    descent: Descent
 
     @property
     def uses(self) -> tuple[Use, ...]:
@@ -77,7 +76,7 @@ class Mender:
         self,
         model: Model,
         masks: Mapping[str, Mask],
-        weights: Sequence[Mended],
+        stops: Sequence[Plan],
         ridge: float | None,
         steps: int,
         seed: int,
@@ -87,7 +86,7 @@ class Mender:
         Args:
             model: the one called "pruned".
             masks: {weight name: what stays}; of other weights what is not zero.
-            weights: all that will be fitted.
+            stops: of all that will be fitted.
             ridge: as a share; None: chosen for each weight.
             steps: behind an activation, at most.
             seed: chooses output positions.
@@ -96,13 +95,7 @@ class Mender:
         self.ridge, self.steps = ridge, steps
         self.figures: dict[str, dict[str, float]] = {}
         self.warnings: list[str] = []
-        biases = Biases(model)
-        own = {
-            use.node.name: biases.own(use.bias.holder, use.bias.place, use.bias.outputs)
-            for use in (use for weight in weights for use in weight.uses)
-            if use.bias is not None
-        }
-        tensors = model.tensors()
+        own, tensors = own_biases(model, stops), model.tensors()
         self._biases = {layer: tensors[name] for layer, name in own.items()}
         self._curves = curves(model, [node.name for node in model.nodes(*_BENT)])
 
@@ -136,7 +129,7 @@ class Mender:
         keep = matrix != 0 if mask is None else way.matrix(mask.keep)
         moments = [joined([stats for stats in part if stats.count]) for part in parts]
         ridge = self.ridge or self._best_ridge(uses, matrix, keep, parts)
-        result = fit(matrix, keep, _centred(uses, moments), ridge)
+        result = fit(matrix, keep, centred(uses, moments), ridge)
         if result.open.any():
             rows = sum(stats.count for stats in moments)
             self.warnings.append(
@@ -155,7 +148,7 @@ class Mender:
             after = stats.error(result.matrix, 0.0 if b is None else b).sum()
             figures = {"before": float(before) / power, "after": float(after) / power}
             self.figures[use.node.name] = {**figures, "ridge": ridge}
-        task = _Task(weight, keep & ~result.open[..., None], moments, ridge)
+        task = _Task(weight, moments, result.descent)
         return task, _State(result.matrix.astype(np.float64), tuple(new))
 
     def _best_ridge(
@@ -168,7 +161,7 @@ class Mender:
         most, few = ([part[i] for part in parts] for i in (0, 1))
         if not all(stats.count for stats in (*most, *few)):
             return RIDGES[-1]  # of so few samples none is held back, or all are
-        return best_ridge(matrix, keep, _centred(uses, most), _centred(uses, few))
+        return best_ridge(matrix, keep, centred(uses, most), centred(uses, few))
 
     def _descend(
         self, at: Stop, task: _Task, state: _State, behind: Sequence[Curve], positions: int
@@ -182,9 +175,7 @@ class Mender:
             for i, (use, curve) in enumerate(zip(task.uses, behind, strict=True))
         }
         steepest = max(curve.steepest() for curve in behind)
-        whole = _centred(task.uses, task.moments)
-        descent = Descent(task.keep, whole.xx, task.ridge)
-        pull = task.ridge * np.einsum("gii->g", whole.xx)[:, None, None] / whole.xx.shape[1]
+        pull = task.descent.ridge[:, None, None]
         start, best, least = state, state, np.full(state.matrix.shape[:2], np.inf)
         for step in range(self.steps + 1):
             found = at.observe(taps)
@@ -198,7 +189,11 @@ class Mender:
             if step == self.steps or least.sum() > _ENOUGH * before or not least.any():
                 break
             back = pull * (start.matrix - state.matrix)  # the ridge pulls towards the start
-            move = descent(_centred(task.uses, gaps).xt + back.swapaxes(1, 2))
+            slopes = [
+                gap.xt if use.bias is None else gap.centred_xt()
+                for use, gap in zip(task.uses, gaps, strict=True)
+            ]
+            move = task.descent(np.sum(slopes, axis=0) + back.swapaxes(1, 2))
             state = state.moved(move, [_best_bias(gap, move) for gap in gaps])
             self._store(task, state)
         self._store(task, best)
@@ -219,12 +214,6 @@ class Mender:
                 held = self._biases[use.node.name]
                 old = self.model.weight(held)
                 self.model.set_weight(held, bias.reshape(old.shape).astype(old.dtype))
-
-
-def _centred(uses: Sequence[Use], moments: Sequence[MomentStats]) -> MomentStats:
-    """The moments of a weight, about the means where a bias takes care of these."""
-    pairs = zip(uses, moments, strict=True)
-    return joined([stats if use.bias is None else stats.centred() for use, stats in pairs])
 
 
 def _best_bias(stats: MomentStats, matrix: Array) -> Floats:

@@ -47,8 +47,15 @@ class Prunable:
     def by_magnitude(self, model: Model) -> PrunedWeight:
         """Rank by |w|."""
         magnitudes = magnitude(self.stored.values(model), self.geometry)
+        return self._pruned(magnitudes, self._largest(magnitudes))
+
+    def largest(self, model: Model) -> Array:
+        """What ranking by |w| keeps, in the slab view."""
+        return self._largest(magnitude(self.stored.values(model), self.geometry))
+
+    def _largest(self, magnitudes: Array) -> Array:
         kept = None if self._before is None else to_slabs(self._before, self.geometry)
-        return self._pruned(magnitudes, self._mask(lifted(magnitudes, kept), self.rate))
+        return self._mask(lifted(magnitudes, kept), self.rate)
 
     def by_data(self, model: Model, way: Unfolding, power: Array) -> PrunedWeight:
         """Rank by activation, from damped variances [g, k]; or second-order, from [g, k, k]."""

@@ -24,7 +24,7 @@ from onnxdrp.errors import CheckError, DataError, ModelError, OptionError
 from onnxdrp.geometry import WeightGeometry, to_slabs
 from onnxdrp.layers import Layer, by_weight, layers
 from onnxdrp.model import Model
-from onnxdrp.moments import ChannelMoments, Moments
+from onnxdrp.moments import ChannelMoments, Moments, too_large
 from onnxdrp.passes.prunable import Prunable, deviations
 from onnxdrp.passes.select_layers import SelectLayers
 from onnxdrp.patterns import Pattern, Unstructured, exact_rate, parse_pattern, without_rate
@@ -172,12 +172,10 @@ class PruneBlocks(Pass):
     ) -> Moments | ChannelMoments:
         """Of the moments that the score of a weight needs."""
         if self.score == "second-order":
-            needed = _COPIES * 8 * way.groups * way.columns**2
-            if needed > self.moments_limit:
-                why = f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
-            elif not affordable(way.groups, way.outputs, way.columns):
+            why = too_large(way, self.moments_limit, _COPIES)
+            if not why and not affordable(way.groups, way.outputs, way.columns):
                 why = f"{way.outputs} rows of {way.columns} weights take too long otherwise"
-            else:
+            if not why:
                 return Moments(way, self.positions, ctx.seed)
             notes.by_activation[name] = why
         return ChannelMoments(way.data_axis)

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxdrp.errors import DataError, ModelError, OptionError
-from onnxdrp.masked import check_masks
+from onnxdrp.masked import check_masks, pruned_weights
 from onnxdrp.model import Model
+from onnxdrp.moments import too_large
 from onnxdrp.passes.mending import Mender
-from onnxdrp.passes.sweeps import Mended, Stop, sweep
+from onnxdrp.passes.sweeps import Mended, sweep, without
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.walk import walk
 
@@ -76,13 +77,12 @@ class RefitWeights(Pass):
         """Raises DataError if an activation is not finite; names tensor, node and sample."""
         assert ctx.reader is not None
         assert ctx.dense is not None  # `requires` has seen to both
-        pruned = [name for name, mask in ctx.masks.items() if mask.count < mask.size]
-        stops, skipped = sweep(model, pruned)
-        stops = [s for stop in stops if (s := self._affordable(stop, skipped)).rounds]
+        stops, skipped = sweep(model, pruned_weights(ctx.masks))
+        stops, large = without(stops, self._too_large)
+        skipped |= large
         if not stops:
             return PassResult(modified=False, stats={"layers": {}, "skipped": skipped})
-        weights = [weight for stop in stops for turn in stop.rounds for weight in turn]
-        mender = Mender(model, ctx.masks, weights, self.ridge, self.steps, ctx.seed)
+        mender = Mender(model, ctx.masks, stops, self.ridge, self.steps, ctx.seed)
         walked = walk(
             {"float": ctx.dense, "pruned": model},
             ctx.reader,
@@ -102,17 +102,5 @@ class RefitWeights(Pass):
         """What the masks prune is zero."""
         check_masks(model, ctx.masks)
 
-    def _affordable(self, stop: Stop, skipped: dict[str, str]) -> Stop:
-        """The stop without the weights whose moments are too large."""
-        rounds: list[list[Mended]] = []
-        for turn in stop.rounds:
-            rounds.append([])
-            for weight in turn:
-                way = weight.uses[0].unfolding
-                needed = _COPIES * 8 * way.groups * way.columns * (way.columns + way.outputs)
-                if needed <= self.moments_limit:
-                    rounds[-1].append(weight)
-                else:
-                    why = f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
-                    skipped |= dict.fromkeys((use.node.name for use in weight.uses), why)
-        return Stop(stop.cut, [turn for turn in rounds if turn])
+    def _too_large(self, weight: Mended) -> str:
+        return too_large(weight.uses[0].unfolding, self.moments_limit, _COPIES, targets=True)

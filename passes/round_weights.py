@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.model import Model
-from onnxdrp.moments import Moments
+from onnxdrp.moments import Moments, too_large
 from onnxdrp.passes.quantize_weights import Grids, QuantizeWeights
 from onnxdrp.pipeline import PassContext
 from onnxdrp.quantization import QuantParams, dequantize, fake_quantize, weight_absmax
@@ -165,12 +165,6 @@ class RoundWeights(QuantizeWeights):
         return float(rounded.error.sum()) / whole if whole else 1.0
 
 
-def _moments_bytes(model: Model, tensor: gs.Tensor, way: Unfolding) -> int:
-    """What X'X takes with its factor and what is made on the way to both."""
-    groups, _, columns = way.matrix(model.weight(tensor)).shape
-    return _COPIES * 8 * int(groups) * int(columns) ** 2
-
-
 def _layers(
     model: Model, grids: Grids, moments_limit: int
 ) -> tuple[dict[str, list[tuple[str, Unfolding]]], dict[str, str], dict[str, str]]:
@@ -190,8 +184,8 @@ def _layers(
             nearest[name] = "its layers see it in different ways"
         elif not varying.issuperset(data):
             nearest[name] = "its layer reads what is the same for every sample"
-        elif (needed := _moments_bytes(model, grids.tensor(name), ways[0])) > moments_limit:
-            large[name] = f"its moments take {needed / 1e9:.1f} GB, more than moments_limit"
+        elif why_large := too_large(ways[0], moments_limit, _COPIES):
+            large[name] = why_large
         else:
             for tensor, way in zip(data, ways, strict=True):
                 layers.setdefault(tensor, []).append((name, way))

@@ -10,7 +10,7 @@ and so on through Adds that follow each other. Of two layers that are added, the
 aims at its own output, the second makes up for the first.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -18,14 +18,16 @@ from operator import or_
 import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import ModelError
+from onnxdrp.least_squares import joined
 from onnxdrp.model import Model, reads
+from onnxdrp.moments import MomentStats
 from onnxdrp.passes.biases import Biases, BiasPlace
 from onnxdrp.passes.edit import only_consumer
 from onnxdrp.segments import default_cuts
 from onnxdrp.stored import Readers, Stored, find_stored
 from onnxdrp.unfold import Unfolding
 
-__all__ = ["Mended", "Stop", "Use", "sweep"]
+__all__ = ["Mended", "Stop", "Use", "centred", "own_biases", "sweep", "without"]
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -82,6 +84,11 @@ class Stop:
     cut: tuple[str, ...]
     rounds: list[list[Mended]] = field(default_factory=list)
 
+    @property
+    def weights(self) -> list[Mended]:
+        """Those of all rounds."""
+        return [weight for turn in self.rounds for weight in turn]
+
 
 def sweep(model: Model, pruned: Collection[str]) -> tuple[list[Stop], dict[str, str]]:
     """The stops of a sweep, and {node: why a concerned layer is passed over}.
@@ -108,6 +115,48 @@ def sweep(model: Model, pruned: Collection[str]) -> tuple[list[Stop], dict[str, 
             stop.rounds[turn[weight.bit]].append(Mended(weight.tensor, uses))
         found.append(stop)
     return found, graph.skipped
+
+
+def without(
+    stops: Iterable[Stop], why_not: Callable[[Mended], str]
+) -> tuple[list[Stop], dict[str, str]]:
+    """The stops without some weights, and {node: why its weight is passed over}.
+
+    Args:
+        stops: of a sweep.
+        why_not: why a weight is passed over; "" if it is not.
+    """
+    kept, passed = [], dict[str, str]()
+    for stop in stops:
+        whys = {weight.name: why_not(weight) for weight in stop.weights}
+        passed |= {u.node.name: why for w in stop.weights for u in w.uses if (why := whys[w.name])}
+        rounds = [[weight for weight in turn if not whys[weight.name]] for turn in stop.rounds]
+        if rounds := [turn for turn in rounds if turn]:
+            kept.append(Stop(stop.cut, rounds))
+    return kept, passed
+
+
+def own_biases(model: Model, stops: Iterable[Stop]) -> dict[str, str]:
+    """{layer: the bias that nobody else reads}; the same names for each copy of a model.
+
+    Args:
+        model: gets them; the one that was swept, or a copy of it.
+        stops: of the layers.
+    """
+    biases, nodes = Biases(model), {node.name: node for node in model.nodes()}
+    return {
+        use.node.name: biases.own(nodes[use.bias.holder.name], use.bias.place, use.bias.outputs)
+        for stop in stops
+        for weight in stop.weights
+        for use in weight.uses
+        if use.bias is not None
+    }
+
+
+def centred(uses: Sequence[Use], moments: Sequence[MomentStats]) -> MomentStats:
+    """The moments of a weight, about the means where a bias takes care of these."""
+    pairs = zip(uses, moments, strict=True)
+    return joined([stats if use.bias is None else stats.centred() for use, stats in pairs])
 
 
 @dataclass(frozen=True, eq=False)

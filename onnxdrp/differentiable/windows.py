@@ -1,7 +1,6 @@
 """Where the windows of convolutions and pools lie: strides, dilations, pads.
 
-pads     of each spatial axis, begin and end; SAME_UPPER and SAME_LOWER make ceil(in / stride)
-         windows, the odd pad at the end or at the begin
+pads     of each spatial axis, begin and end (onnxdrp.padding)
 outputs  (in + begin + end - (kernel - 1) * dilation - 1) / stride + 1, rounded down; up with
          ceil_mode, but no window starts behind the input and the pads at its begin
 """
@@ -14,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from onnxdrp.differentiable.call import Call
+from onnxdrp.padding import pads_of
 
 __all__ = ["Windows"]
 
@@ -35,18 +35,9 @@ class Windows:
         strides = list(call.get("strides", [1] * rank))
         dilations = list(call.get("dilations", [1] * rank))
         pads = list(call.get("pads", [0] * 2 * rank))
+        extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
         auto = call.get("auto_pad", "NOTSET")
-        begin, end = pads[:rank], pads[rank:]
-        if auto == "VALID":
-            begin, end = [0] * rank, [0] * rank
-        elif auto != "NOTSET":
-            spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-            total = [
-                max((-(-size // stride) - 1) * stride + span - size, 0)
-                for size, stride, span in zip(sizes, strides, spans, strict=True)
-            ]
-            small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-            begin, end = (small, large) if auto == "SAME_UPPER" else (large, small)
+        begin, end = pads_of(auto, pads, sizes, extents, strides)
         return cls(list(kernel), strides, dilations, begin, end)
 
     @property

@@ -63,6 +63,10 @@ class PassContext:
         refused: {node name: why it is not pruned}.
         masks: {weight name: what stays}, of every pruned weight.
         dense: the model before any weight was pruned; shares all weights that are still the same.
+            Its tensors have the channels that the pruned model has.
+        removed: {group of channels: its units to be removed}, from SelectChannels and the like.
+        slim: the model as channels were removed from it, with nothing repaired.
+        shortened: weights that lost inputs when channels were removed.
         ranges: {tensor name: low and high}, from Calibrate.
         calibration: the same as a file has them: with extremes, counts, method.
         quantization: {tensor name: scale, zero-point, dtype}.
@@ -86,6 +90,9 @@ class PassContext:
     refused: dict[str, str] = field(default_factory=dict)
     masks: "dict[str, Mask]" = field(default_factory=dict)
     dense: "Model | None" = None
+    removed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    slim: "Model | None" = None
+    shortened: frozenset[str] = frozenset()
     ranges: "dict[str, Range]" = field(default_factory=dict)
     quantization: "dict[str, QuantParams]" = field(default_factory=dict)
     calibration: "Ranges | None" = None

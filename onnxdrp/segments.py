@@ -6,10 +6,11 @@ With cuts C[0], ..., C[n-1], sets of tensors, and A(C) the nodes that tensors C 
     live(k)   = C[k] + all that segments 0 to k make, or the user feeds, and a later one reads
 
 Running the segments in turn, with live(k) kept between k and k+1, computes what the whole model
-does. Two kinds of nodes are an exception. What is made from stored tensors alone (the
+does. Three kinds of nodes are an exception. What is made from stored tensors alone (the
 DequantizeLinear of a weight) is the same for every sample: it is never live, but computed anew
 where it is read, with the weights of that time. Shape and Size are in the segment that makes what
-they measure, so that their few numbers are live and not what they are taken from.
+they measure, so that their few numbers are live and not what they are taken from. What nothing
+needs can be looked at where what it is made from is made, if that is one tensor.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,8 +86,8 @@ class Segments:
     """A model cut into `len(cuts) + 1` segments, numbered from 0.
 
     The structure of the graph is that of the time it was cut; weights are those that the model has
-    when a segment is built. A node that no output, cut or kept tensor needs is in no segment. To
-    cut takes time linear in the number of nodes and of live tensors.
+    when a segment is built. A node that no output, cut or kept tensor needs, and that reads
+    several, is in no segment. To cut takes time linear in the number of nodes and of live tensors.
 
     Args:
         model: any; is not changed.
@@ -218,8 +219,10 @@ class Segments:
                     segment[i] = k
                     waiting += self._reads[i]
         for i, node in enumerate(self._graph.nodes):
-            if node.op in ("Shape", "Size") and segment[i] is not None:
-                source = self._maker.get(node.inputs[0].name)
+            read = [name for name in self._reads[i] if name in self._varies]
+            measures = node.op in ("Shape", "Size") and segment[i] is not None
+            if measures or (segment[i] is None and len(read) == 1):
+                source = self._maker.get(node.inputs[0].name if measures else read[0])
                 segment[i] = 0 if source is None else segment[source]
         return segment
 

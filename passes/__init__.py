@@ -17,13 +17,16 @@ from onnxdrp.passes.fuse_batchnorm import FuseBatchNorm
 from onnxdrp.passes.infer_shapes import InferShapes
 from onnxdrp.passes.insert_qdq import InsertQdq
 from onnxdrp.passes.keep_float import KeepFloat
+from onnxdrp.passes.mask_channels import MaskChannels
 from onnxdrp.passes.match_moments import MatchMoments
 from onnxdrp.passes.measure_sensitivity import MeasureSensitivity
 from onnxdrp.passes.optimize import Optimize
 from onnxdrp.passes.prune_blocks import PruneBlocks
 from onnxdrp.passes.quantize_weights import QuantizeWeights
 from onnxdrp.passes.refit_weights import RefitWeights
+from onnxdrp.passes.remove_channels import RemoveChannels
 from onnxdrp.passes.round_weights import RoundWeights
+from onnxdrp.passes.select_channels import SelectChannels
 from onnxdrp.passes.select_layers import SelectLayers
 
 __all__ = [
@@ -44,12 +47,15 @@ __all__ = [
     "InferShapes",
     "InsertQdq",
     "KeepFloat",
+    "MaskChannels",
     "MatchMoments",
     "MeasureSensitivity",
     "Optimize",
     "PruneBlocks",
     "QuantizeWeights",
     "RefitWeights",
+    "RemoveChannels",
     "RoundWeights",
+    "SelectChannels",
     "SelectLayers",
 ]

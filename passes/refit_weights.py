@@ -71,13 +71,13 @@ class RefitWeights(Pass):
         if ctx.reader is None:
             raise DataError("re-fitting needs data; give some hundred images or arrays (--calib)")
         if ctx.dense is None:
-            raise ModelError("no weight is pruned yet; run prune-blocks or apply-masks first")
+            raise ModelError("nothing is pruned yet; run prune-blocks or remove-channels first")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError if an activation is not finite; names tensor, node and sample."""
         assert ctx.reader is not None
         assert ctx.dense is not None  # `requires` has seen to both
-        stops, skipped = sweep(model, pruned_weights(ctx.masks))
+        stops, skipped = sweep(model, {*pruned_weights(ctx.masks), *ctx.shortened})
         stops, large = without(stops, self._too_large)
         skipped |= large
         if not stops:

@@ -176,8 +176,8 @@ def test_each_output_of_a_split_is_live_for_itself():
 def test_what_nothing_needs_is_in_no_segment_unless_it_is_kept():
     nodes = [
         node("Relu", ["x"], ["a"], "relu"),
-        node("Neg", ["a"], ["dead"], "dead"),
         node("Abs", ["x"], ["b"], "abs"),
+        node("Sub", ["a", "b"], ["dead"], "dead"),
         node("Add", ["a", "b"], ["y"], "add"),
     ]
     proto = make_model(
@@ -194,6 +194,25 @@ def test_what_nothing_needs_is_in_no_segment_unless_it_is_kept():
     assert kept.live(0) == ("x", "b")
     assert kept.live(1) == ("x", "a", "b")
     assert kept.live(2) == ("x", "dead")
+
+
+def test_what_nothing_needs_can_be_looked_at_where_its_one_source_is_made():
+    nodes = [
+        node("Relu", ["x"], ["a"], "relu"),
+        node("Neg", ["a"], ["aside"], "aside"),
+        node("Abs", ["aside"], ["further"], "further"),
+        node("Exp", ["a"], ["b"], "exp"),
+        node("Neg", ["b"], ["y"], "neg"),
+    ]
+    proto = make_model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])])
+    parts = Segments(Model.from_proto(proto), [("a",), ("b",)])
+    assert [parts.segment_of(name) for name in ("a", "aside", "further", "b", "y")] == [
+        *(0, 0, 0, 1, 2)
+    ]
+    assert [parts.live(k) for k in range(2)] == [("a",), ("b",)]
+    x = np.float32([[1, -2, 3, 0.5]])
+    found = parts.build(0, ["further", "a"]).run({"x": x})
+    np.testing.assert_array_equal(found["further"], np.maximum(x, 0))
 
 
 def test_a_graph_output_is_not_stored_once_it_is_computed():

@@ -106,6 +106,7 @@ class Target:
         ir_version_max: the newest version of ONNX's file format (IR) it reads; None: any.
         static_shapes: no dynamic dimension in the inputs.
         batch: the only batch size it takes; None: any.
+        channel_multiple: that numbers of channels are a multiple of, where channels are removed.
         minimum_sparsity: below this, `sparsity_advice` is given.
         sparsity_advice: what the maker says of sparsity, in words.
         notes: what the user should know of the profile, such as which rules are not published.
@@ -127,6 +128,7 @@ class Target:
     ir_version_max: int | None = None
     static_shapes: bool = False
     batch: int | None = None
+    channel_multiple: int = 8
     minimum_sparsity: float = 0.0
     sparsity_advice: str = ""
     notes: tuple[str, ...] = ()
@@ -136,6 +138,8 @@ class Target:
 
         for pattern in self.patterns:
             parse_pattern(pattern)
+        if self.channel_multiple < 1:
+            raise OptionError(f"channel_multiple {self.channel_multiple}: give 1 or more")
         if self.opset_min < 10:
             raise OptionError(f"opset_min {self.opset_min}: QuantizeLinear exists from opset 10 on")
         if self.opset_max is not None and self.opset_max < self.opset_min:

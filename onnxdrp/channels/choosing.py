@@ -1,0 +1,76 @@
+"""Which channels of a group go: those whose weights are smallest, in whole multiples.
+
+The score of a unit is the sum of the absolute weights that make it (L1, Li et al. 2017), each layer
+of the group divided by its mean over the units, so that layers count alike. Of the n units of a
+block that all tensors have alike, at rate r
+
+    max(m, m * floor(((1 - r) n + m / 2) / m))     stay, at most n,
+
+with m as many units as make the wanted multiple of channels (AMD's Vitis AI Optimizer rounds so,
+with m = 2). The first of equal scores go first.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdrp.channels.groups import ChannelGroup, Channels
+from onnxdrp.errors import OptionError
+from onnxdrp.model import Model
+
+__all__ = ["at_rates", "kept_of", "unit_scores"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def unit_scores(model: Model, channels: Channels) -> dict[str, Floats]:
+    """{group: the L1 score of each of its units}."""
+    totals = {group.name: np.zeros(group.size) for group in channels.groups}
+    place = np.full(int(channels.unit.max(initial=-1)) + 2, -1)
+    owner: dict[str, ChannelGroup] = {}
+    for group in channels.groups:
+        place[group.units] = np.arange(group.size)
+        owner |= dict.fromkeys(group.makers, group)
+    for site in channels.trace.sites:
+        group_of = owner.get(site.node)
+        if group_of is None or site.role == "read" or len(model.tensor(site.tensor).shape) < 2:
+            continue
+        at = place[channels.unit[site.atoms]]
+        weight = np.moveaxis(np.abs(model.weight(site.tensor)), site.axis, 0)
+        sums = weight.reshape(len(at), -1).sum(1, dtype=np.float64)
+        own = np.bincount(at[at >= 0], sums[at >= 0], minlength=group_of.size)
+        totals[group_of.name] += own / (own.mean() or 1.0)
+    return totals
+
+
+def kept_of(count: int, rate: float, multiple: int) -> int:
+    """How many of so many units stay."""
+    if not 0 <= rate < 1:
+        raise OptionError(f"rate {rate} of channels is outside [0, 1)")
+    left = int((1 - rate) * count + multiple / 2 + 1e-9)
+    return min(max(multiple, left - left % multiple), count)
+
+
+def at_rates(
+    channels: Channels, scores: Mapping[str, Floats], rates: Mapping[str, float], multiple: int
+) -> dict[str, list[int]]:
+    """{group: its units that go}, of groups that lose some.
+
+    Args:
+        channels: of the model.
+        scores: {group: one for each unit}; the lowest go.
+        rates: {group: share of its channels}.
+        multiple: that the channels which stay are of, in each tensor.
+
+    Raises:
+        OptionError: a rate outside [0, 1), or a group that is not there.
+    """
+    found: dict[str, list[int]] = {}
+    for name, rate in rates.items():
+        group = channels.group(name)
+        for block in group.blocks():
+            stay = kept_of(len(block), rate, group.step(int(block[0]), multiple))
+            order = block[np.argsort(scores[group.name][block], kind="stable")]
+            found.setdefault(group.name, []).extend(order[: len(block) - stay].tolist())
+    return {name: sorted(gone) for name, gone in found.items() if gone}

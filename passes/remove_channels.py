@@ -1,0 +1,82 @@
+"""Take channels out of the graph: smaller weights, and fewer multiply-adds on every device.
+
+Removes what ctx.removed names. Outputs change only by what the removed channels had contributed to
+the layers that summed over them; refit-weights makes up for it. For that ctx.dense, the float
+model, shows of each tensor the channels that are left.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import onnx
+
+from onnxdrp.channels import channels_of
+from onnxdrp.errors import CheckError, OptionError
+from onnxdrp.layers import layers
+from onnxdrp.masks import Mask
+from onnxdrp.model import Model
+from onnxdrp.passes.removing import entries, remove, seen_through, without
+from onnxdrp.pipeline import Pass, PassContext, PassResult
+
+__all__ = ["RemoveChannels"]
+
+
+@dataclass(frozen=True)
+class RemoveChannels(Pass):
+    """Remove the channels that ctx.removed names.
+
+    Stats: `channels` {layer: [output channels before, after]}; `params` and `macs`, [before, after]
+    of all layers (macs None where a shape is not known); `pinned` {layer: why none of its channels
+    could be removed}.
+    """
+
+    name: ClassVar[str] = "remove-channels"
+
+    def requires(self, model: Model, ctx: PassContext) -> None:
+        """Channels are chosen, and rates are not: they would be of other weights."""
+        if not ctx.removed:
+            raise OptionError("no channels are chosen; run select-channels before")
+        if ctx.rates:
+            raise OptionError("layers to prune are chosen already; run select-layers afterwards")
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises OptionError where ctx.removed is of another model."""
+        channels = channels_of(model)
+        alive = channels.alive(ctx.removed)
+        ctx.dense = seen_through(ctx.dense or model, channels, alive)
+        lost = entries(channels, alive)
+        for name, mask in ctx.masks.items():
+            if name in lost:
+                ctx.masks[name] = Mask(without(mask.keep, lost[name]))
+        before = _totals(model)
+        counts = remove(model, channels, ctx.removed)
+        after = _totals(model)
+        ctx.shortened |= {
+            site.tensor
+            for site in channels.trace.sites
+            if site.role == "read" and site.axis in lost.get(site.tensor, ())
+        }
+        ctx.slim, ctx.removed = model.clone(), {}
+        stats: dict[str, Any] = {
+            "channels": {name: list(pair) for name, pair in counts.items()},
+            "params": [before[0], after[0]],
+            "macs": [before[1], after[1]],
+            "pinned": channels.pinned,
+        }
+        return PassResult(modified=bool(counts), stats=stats)
+
+    def ensures(self, model: Model, ctx: PassContext) -> None:
+        """The graph is one that ONNX can infer all shapes of."""
+        try:
+            onnx.shape_inference.infer_shapes(model.skeleton(), strict_mode=True, data_prop=True)
+        except (onnx.shape_inference.InferenceError, RuntimeError) as e:
+            first = str(e).strip().splitlines()[0]
+            raise CheckError(f"the model without the channels has no valid shapes: {first}") from e
+
+
+def _totals(model: Model) -> tuple[int, int | None]:
+    """Parameters and multiply-adds of all layers."""
+    found = layers(model)
+    macs = [layer.baseline_mac for layer in found]
+    known = [mac for mac in macs if mac is not None]
+    return sum(u.params for u in found), sum(known) if len(known) == len(macs) else None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxdrp.api import quantize as quantize
     from onnxdrp.api import run as run
     from onnxdrp.api import sensitivity as sensitivity
+    from onnxdrp.api import slim as slim
     from onnxdrp.datareaders import DataReader as DataReader
     from onnxdrp.datareaders import NCHWDataReader as NCHWDataReader
     from onnxdrp.datareaders import NHWCDataReader as NHWCDataReader
@@ -52,6 +53,7 @@ _HOMES = {
         "quantize",
         "run",
         "sensitivity",
+        "slim",
     ),
     "onnxdrp.datareaders": ("DataReader", "NCHWDataReader", "NHWCDataReader", "open_reader"),
     "onnxdrp.model": ("Model", "load"),

@@ -49,6 +49,7 @@ __all__ = [
     "quantize",
     "run",
     "sensitivity",
+    "slim",
 ]
 
 log = logging.getLogger(__name__)
@@ -354,6 +355,80 @@ def prune(
     report = job.run(steps)
     report.curve = curve
     return report
+
+
+def slim(
+    model: "Model | Path_",
+    *,
+    ratio: float | None = None,
+    rate: float | None = None,
+    multiple: int | None = None,
+    exclude: Iterable[str] = (),
+    auto_excludes: bool = True,
+    sparse: bool = False,
+    recover: "Recovery | None" = None,
+    distill_minutes: float | None = None,
+    target: "str | Path | Target" = "generic",
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    outputs: Iterable[str] | None = None,
+    calib: Any = None,
+    data: Any = None,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+    checkpoint: Path_ | None = None,
+    seed: int = 0,
+    skip_preprocess: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> Report:
+    """Preprocess, remove channels from the graph, and repair the rest: faster on every device.
+
+    Args:
+        model: a Model, which is edited, or the path of one.
+        ratio: share of the multiply-adds to remove, in [0, 1).
+        rate: share of the channels to remove, of every group that may lose some; instead of ratio.
+        multiple: that the numbers of channels left are of; default: the target's.
+        exclude: layers whose outputs stay whole: names, globs, "re:" and a regular expression.
+        auto_excludes: leave the outputs of the first and of the last convolution whole.
+        sparse: only set the weights of these channels to zero, the shapes stay.
+        recover: as for `prune`; refit is the default where there is data.
+        distill_minutes: how long distill may take; default 5.
+        target: a profile's name, or the path of one.
+        input_shape: {input name: static shape}.
+        outputs: names of tensors that become the graph's outputs.
+        calib: unlabelled data to repair by; a part is held back for the figures of the report
+            unless `data` is given.
+        data: other, possibly labelled, data for the figures.
+        memory_limit: bytes of activations held at a time; default 2^30.
+        workers: how many samples are under way at a time; default: as many as there are cores.
+        checkpoint: as for `prune`.
+        seed: of everything random.
+        skip_preprocess: leave the graph as it is.
+        instruments: see `onnxdrp.instruments`.
+
+    Raises:
+        OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
+    """
+    from onnxdrp import chains
+
+    running: dict[str, Any] = {"workers": workers, "checkpoint": checkpoint}
+    job = _job(model, calib, data, target, seed, instruments, reshaped=bool(input_shape), **running)
+    recover = recover or (RECOVER if calib is not None else "none")
+    if recover != "distill":
+        _refuse(f"recover {recover}", distill_minutes=distill_minutes)
+    if recover == "none":
+        _refuse("recover none", memory_limit=memory_limit)
+    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
+    steps += chains.slimming(
+        sparse=sparse,
+        ratio=ratio,
+        rate=rate,
+        multiple=multiple,
+        exclude=tuple(exclude),
+        auto_excludes=auto_excludes,
+    )
+    return job.run(
+        steps + chains.recovery(recover, minutes=distill_minutes, memory_limit=memory_limit)
+    )
 
 
 def _curve(

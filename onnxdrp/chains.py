@@ -3,6 +3,7 @@
     preprocessing   freeze-shapes, cut, infer-shapes, optimize, fold-constants, fuse-batchnorm,
                     clean, infer-shapes
     pruning         select-layers, allocate-rates, prune-blocks; or apply-masks
+    slimming        select-channels, remove-channels; or mask-channels
     recovery        match-moments; or refit-weights, distill
     quantization    equalize-gates, cross-layer-equalize, convert-opset, infer-shapes, calibrate,
                     keep-float, quantize-weights or round-weights, correct-bias, insert-qdq, check
@@ -30,6 +31,7 @@ __all__ = [
     "pruning",
     "quantization",
     "recovery",
+    "slimming",
 ]
 
 Allocation: TypeAlias = Literal["uniform", "auto"]
@@ -89,6 +91,17 @@ def pruning(
         if step < steps:
             found.append(p.RefitWeights(**memory))
     return found
+
+
+def slimming(*, sparse: bool, **selection: Any) -> list[Pass]:
+    """Choose channels and remove them.
+
+    Args:
+        sparse: leave them where they are, with weights of zero.
+        selection: of select-channels.
+    """
+    last: Pass = p.MaskChannels() if sparse else p.RemoveChannels()
+    return [p.SelectChannels(**selection), last]
 
 
 def recovery(

@@ -5,6 +5,8 @@ ranges.json     the same ranges with extremes and counts, as `onnxdrp.ranges` wr
 masks.npz       masks, as `onnxdrp.masks` writes them
 sensitivity.json  what quantizing each unit alone costs
 reference.onnx  the float model that weights were rounded from
+dense.onnx      the float model before any weight was pruned
+slim.onnx       the model as channels were removed from it
 samples.npz     the first samples of the reader, as the model was to be fed with them
 """
 
@@ -31,7 +33,8 @@ __all__ = ["load_context", "save_context"]
 
 Array = npt.NDArray[Any]
 
-_PLAIN = ("seed", "rates", "refused", "kept_float", "wide")
+_PLAIN = ("seed", "rates", "refused", "removed", "kept_float", "wide")
+_MODELS = ("reference", "dense", "slim")
 
 
 class _Batches(DataReader):
@@ -54,6 +57,7 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
         DataError: the reader fails; everything else is written by then.
     """
     tables: dict[str, Any] = {name: getattr(ctx, name) for name in _PLAIN}
+    tables["shortened"] = sorted(ctx.shortened)
     tables["target"] = dataclasses.asdict(ctx.target)
     tables["ranges"] = {name: (r.low, r.high) for name, r in ctx.ranges.items()}
     tables["quantization"] = {name: _params(p) for name, p in ctx.quantization.items()}
@@ -66,8 +70,8 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
         save_masks(folder / "masks.npz", ctx.masks)
     if ctx.sensitivity is not None:
         ctx.sensitivity.save(folder / "sensitivity.json")
-    for name, model in (("reference", ctx.reference), ("dense", ctx.dense)):
-        if model is not None:
+    for name in _MODELS:
+        if (model := getattr(ctx, name)) is not None:
             model.save(folder / f"{name}.onnx")
     if ctx.reader is not None:
         _save_samples(ctx.reader, folder / "samples.npz", samples)
@@ -78,6 +82,8 @@ def load_context(folder: Path) -> PassContext:
     try:
         tables = json.loads((folder / "context.json").read_text(encoding="utf-8"))
         ctx = PassContext(target=_target(tables["target"]), **{n: tables[n] for n in _PLAIN})
+        ctx.removed = {name: tuple(units) for name, units in ctx.removed.items()}
+        ctx.shortened = frozenset(tables["shortened"])
         ctx.ranges = {name: Range(*ends) for name, ends in tables["ranges"].items()}
         ctx.quantization = {name: QuantParams(**p) for name, p in tables["quantization"].items()}
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -88,10 +94,9 @@ def load_context(folder: Path) -> PassContext:
         ctx.masks = load_masks(folder / "masks.npz")
     if (folder / "sensitivity.json").exists():
         ctx.sensitivity = load_sensitivity(folder / "sensitivity.json")
-    if (folder / "reference.onnx").exists():
-        ctx.reference = Model.load(folder / "reference.onnx")
-    if (folder / "dense.onnx").exists():
-        ctx.dense = Model.load(folder / "dense.onnx")
+    for name in _MODELS:
+        if (folder / f"{name}.onnx").exists():
+            setattr(ctx, name, Model.load(folder / f"{name}.onnx"))
     if (folder / "samples.npz").exists():
         ctx.reader = _load_samples(folder / "samples.npz")
     return ctx

@@ -74,7 +74,8 @@ def _recovery(
         ctx: of the run.
         held_out: the data of `result`.
     """
-    pruned = compare_models(dense, masked_copy(dense, ctx.masks), held_out).as_dict()
+    broken = masked_copy(ctx.slim or dense, ctx.masks)
+    pruned = compare_models(dense, broken, held_out).as_dict()
     repaired = result
     if ctx.reference is not None:  # the result is quantized, too
         repaired = compare_models(dense, ctx.reference, held_out).as_dict()

@@ -538,8 +538,11 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
         kept_float={"n": "an operator of no known kind"},
         wide={"m": "8 bits are too few"},
         sensitivity=Sensitivity(target="drp-ai3", samples=4, identity="0a"),
+        removed={"conv": (1, 4)},
+        shortened=frozenset({"w"}),
         reference=model,
         dense=model,
+        slim=model,
     )
     settings = {"reader", "held_out", "target", "seed"}
     settings |= {"progress", "checkpoint", "executor", "workers"}
@@ -547,11 +550,11 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
     assert all(getattr(ctx, name) for name in tables), "a new table needs a place here"
     save_context(ctx, tmp_path, samples=7)
     again = load_context(tmp_path)
-    assert again.reference is not None
-    assert again.dense is not None
-    same_outputs(again.reference, model, feeds_for(model.proto()))
-    same_outputs(again.dense, model, feeds_for(model.proto()))
-    for name in (*tables - {"reference", "dense"}, "target", "seed"):
+    models = {"reference", "dense", "slim"}
+    for name in models:
+        assert (kept := getattr(again, name)) is not None
+        same_outputs(kept, model, feeds_for(model.proto()))
+    for name in (*tables - models, "target", "seed"):
         assert getattr(again, name) == getattr(ctx, name), name
     assert again.reader is not None
     assert ctx.reader is not None

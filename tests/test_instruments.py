@@ -552,7 +552,8 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
     again = load_context(tmp_path)
     models = {"reference", "dense", "slim"}
     for name in models:
-        assert (kept := getattr(again, name)) is not None
+        kept = getattr(again, name)
+        assert kept is not None
         same_outputs(kept, model, feeds_for(model.proto()))
     for name in (*tables - models, "target", "seed"):
         assert getattr(again, name) == getattr(ctx, name), name

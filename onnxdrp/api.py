@@ -5,6 +5,7 @@ Each edits the Model it is given and returns a Report whose `model` is the resul
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -429,6 +430,23 @@ def slim(
     return job.run(
         steps + chains.recovery(recover, minutes=distill_minutes, memory_limit=memory_limit)
     )
+
+
+def _slimmed(
+    target: "Target",
+    ratio: float,
+    pattern: str | None,
+    exclude: Iterable[str],
+    repair: bool,
+    memory_limit: int | None,
+) -> list[Pass]:
+    """Channels removed before a pattern is pruned: so many that its blocks still fit."""
+    from onnxdrp import chains
+    from onnxdrp.patterns import parse_pattern
+
+    multiple = math.lcm(target.channel_multiple, parse_pattern(pattern or target.pattern).block)
+    steps = chains.slimming(sparse=False, ratio=ratio, multiple=multiple, exclude=tuple(exclude))
+    return steps + chains.recovery("refit" if repair else "none", memory_limit=memory_limit)
 
 
 def _curve(
@@ -1007,6 +1025,7 @@ def optimize(
     model: "Model | Path_",
     calib: Any = None,
     *,
+    slim: float | None = None,
     sparsity: float | None = None,
     pattern: str | None = None,
     target: "str | Path | Target | None" = None,
@@ -1058,6 +1077,8 @@ def optimize(
     Args:
         model: a Model, which is edited, or the path of one.
         calib: as for `quantize`.
+        slim: share of the multiply-adds that is removed with whole channels, before anything is
+            pruned: in such numbers that the pattern's blocks still fit.
         sparsity: as for `prune`.
         pattern: as for `prune`.
         target: a profile's name, or the path of one; default: the recipe's, or generic.
@@ -1140,6 +1161,7 @@ def optimize(
     if recipe is not None:
         _refuse(
             "recipe",
+            slim=slim,
             ranges=files,
             **pruning,
             exclude=exclude,
@@ -1183,6 +1205,9 @@ def optimize(
     memory = memory_limit if calib is not None else None
     given = calib is not None
     steps = _preprocessed(input_shape, outputs)
+    if slim is not None:
+        repair = given and recover != "none"
+        steps += _slimmed(job.target, slim, pattern, exclude, repair, memory)
     steps += _pruned(job.target, data=given, exclude=exclude, memory_limit=memory, **pruning)
     steps += _quantized(data=given, ranges=files, **rounded, **leaving, **measuring)
     if calib is None and None in (rounding, bias_correction):

@@ -483,6 +483,8 @@ def cli(verbose: bool) -> None:
 @click.option(
     "--calib", type=click.Path(), metavar="DATA", help="Images or arrays to calibrate on."
 )
+@click.option("--slim", type=float, metavar="RATIO",
+              help="Share of the multiply-adds to remove with whole channels first.")  # fmt: skip
 @_options(_shaping, _pruning, _keep_float, _excluding, _quantizing, _converting, _figures)
 @_options(_reading, _watching, _common)
 @click.option("--recipe", type=click.Path(), metavar="FILE.toml", help="Run these passes instead.")

@@ -1,0 +1,235 @@
+"""What removing channels costs and gains, from unlabelled images alone.
+
+Top-1 in percent on labelled images that nothing has seen. Each row is a model, a share of the
+multiply-adds that shall go, and a way to choose the channels:
+
+    uniform       the same share of each group, the smallest by their weights (L1)
+    onnxsim       its structured pruning, L2, at the nearest share that it reaches (needs
+                  --onnxsim-python, the interpreter of an environment that has it)
+
+and its columns: the multiply-adds, parameters and bytes that are left, as shares; how much faster
+onnxruntime runs the result (median of interleaved runs of one image, one thread); top-1 of the
+float model, as the channels were removed, once the rest is re-fitted, and distilled; seconds of all
+passes from the choice on, peak memory of the process (RssAnon).
+
+Run: python benchmarks/structured.py --shared FOLDER [--resnet20 FILE] [--resnet56 FILE]
+         [--models modA,resnet20] [--ratios 0.5] [--ways uniform] [--distill-minutes 15]
+         [--multiple 8] [--onnxsim-python FILE] [--out FILE.json]
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from anonymous import AnonymousMemory
+from methods import markdown
+from recover import REFIT_IMAGES, Places, drawn, others, tests
+
+import onnxdrp
+from onnxdrp import chains
+from onnxdrp import passes as p
+from onnxdrp.datareaders import DataReader
+from onnxdrp.evaluation import accuracy
+from onnxdrp.model import Model
+from onnxdrp.pipeline import Pass, PassContext, PassManager
+from onnxdrp.summary import summarize_layers
+
+Row = dict[str, Any]
+RUNS, WARM = 60, 10
+PEER = "onnxsim"
+PEER_SCRIPT = Path(__file__).with_name("onnxsim_structured.py")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row; what a process of its own is given."""
+
+    places: Places
+    model: str
+    ratio: float
+    way: str
+    multiple: int
+    minutes: float | None
+    images: int = REFIT_IMAGES
+    seed: int = 0
+    configuration: str = ""
+
+
+WAYS: dict[str, Callable[[Job], list[Pass]]] = {
+    "uniform": lambda job: [p.SelectChannels(ratio=job.ratio, multiple=job.multiple)],
+}
+
+
+def measure(job: Job) -> Row:
+    """All figures of a row."""
+    case = tests(job.places)[job.model]
+    original = Model.load(case.path)
+    pool, test = case.calibrate(original), case.test(original)
+    model = original.clone()
+    PassManager(chains.preprocessing(None, None)).run(model, PassContext())
+    whole = model.clone()
+    row: Row = {"float": _top1(original, test)}
+    if job.way == PEER:
+        smaller, row["seconds"] = peer(job, whole)
+        return row | _size(whole, smaller) | {"removed": _top1(smaller, test)}
+    watch, started = AnonymousMemory(), time.perf_counter()
+    ctx = PassContext(reader=drawn(pool, job.images, job.seed), seed=job.seed)
+    PassManager([*WAYS[job.way](job), p.RemoveChannels()]).run(model, ctx)
+    seconds = time.perf_counter() - started
+    row |= _size(whole, model) | {"removed": _top1(model, test)}
+    started = time.perf_counter()
+    PassManager([p.RefitWeights()]).run(model, ctx)
+    row |= {"seconds": seconds + time.perf_counter() - started, "refit": _top1(model, test)}
+    row["peak_mb"] = watch.stop() / 1e6
+    if job.minutes is not None:
+        ctx.reader, ctx.held_out = others(pool, job)  # type: ignore[arg-type]
+        PassManager([p.Distill(minutes=job.minutes)]).run(model, ctx)
+        row["distill"] = _top1(model, test)
+    return row
+
+
+def peer(job: Job, whole: Model) -> tuple[Model, float]:
+    """The result of onnxsim with the multiply-adds nearest to the wanted, and its seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = f"{folder}/whole.onnx", f"{folder}/smaller.onnx"
+        whole.save(before)
+        best: tuple[float, Model, float] | None = None
+        for sparsity in np.arange(0.1, 0.95, 0.05):
+            arguments = [
+                str(job.places.onnxsim),
+                str(PEER_SCRIPT),
+                before,
+                f"{sparsity:.2f}",
+                after,
+            ]
+            done = subprocess.run(arguments, check=True, text=True, stdout=subprocess.PIPE).stdout
+            found = onnxdrp.preprocess(after).model.clone()
+            off = abs(_size(whole, found, latency=False)["macs"] - (1 - job.ratio))
+            if best is None or off < best[0]:
+                best = off, found, json.loads(done.splitlines()[-1])["seconds"]
+    assert best is not None
+    return best[1:]
+
+
+def _top1(model: Model, test: DataReader) -> float:
+    return 100 * float(accuracy(model, test).top1.mean())
+
+
+def _size(whole: Model, smaller: Model, *, latency: bool = True) -> Row:
+    """Shares of multiply-adds, parameters and bytes that are left, and the gain in time."""
+    before, after = summarize_layers(whole), summarize_layers(smaller)
+    assert before.baseline_mac
+    row: Row = {
+        "macs": (after.baseline_mac or 0) / before.baseline_mac,
+        "bytes": smaller.inventory()[1] / whole.inventory()[1],
+    }
+    return row | ({"faster": _faster(whole, smaller)} if latency else {})
+
+
+def _faster(whole: Model, smaller: Model) -> float:
+    """The ratio of the median times of one image, in turns."""
+    sessions = [m.session(threads=1) for m in (whole, smaller)]
+    rng = np.random.default_rng(0)
+    info = whole.inputs[0]
+    shape = [d if isinstance(d, int) else 1 for d in info.shape or ()]
+    feed = {info.name: rng.standard_normal(shape).astype(np.float32)}
+    times: list[list[float]] = [[], []]
+    for turn in range(RUNS + WARM):
+        for session, own in zip(sessions, times, strict=True):
+            started = time.perf_counter()
+            session.run(None, feed)
+            if turn >= WARM:
+                own.append(time.perf_counter() - started)
+    return float(np.median(times[0]) / np.median(times[1]))
+
+
+COLUMNS = {
+    **dict.fromkeys(("macs", "bytes"), 3),
+    **dict.fromkeys(("faster", "float", "removed", "refit", "distill"), 2),
+    "seconds": 1,
+    "peak_mb": 0,
+}
+
+
+def table(done: list[tuple[Job, Row]]) -> str:
+    """All rows, as Markdown."""
+    lines = []
+    for job, row in done:
+        cells = [f"{row[c]:.{d}f}" if c in row else "" for c, d in COLUMNS.items()]
+        cells = [row["failed"][:60], *cells[1:]] if "failed" in row else cells
+        lines.append([f"{job.model} {job.ratio:g} {job.way}", *cells])
+    return markdown(["model, share, way", *COLUMNS], lines)
+
+
+def run(job: Job) -> Row:
+    """The figures of a job in a process of its own, or "failed" with the reason."""
+    arguments = [sys.executable, __file__, "--job", json.dumps(asdict(job))]
+    done = subprocess.run(arguments, check=False, text=True, capture_output=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return {"failed": lines[-1][:300]}
+    found: Row = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+FILE = click.Path(exists=True, dir_okay=False)
+
+
+@click.command()
+@click.option("--shared", type=click.Path(exists=True, file_okay=False))
+@click.option("--resnet20", type=FILE)
+@click.option("--resnet56", type=FILE)
+@click.option("--onnxsim-python", type=FILE, help="An interpreter that has onnxsim.")
+@click.option("--models", default="", help="Names with commas [all].")
+@click.option("--ratios", default="0.5", show_default=True)
+@click.option("--ways", default=",".join(WAYS), show_default=True)
+@click.option("--multiple", default=8, show_default=True)
+@click.option("--distill-minutes", type=float)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="JSON.")
+@click.option("--job", "given", hidden=True)
+def main(
+    shared: str | None,
+    resnet20: str | None,
+    resnet56: str | None,
+    onnxsim_python: str | None,
+    models: str,
+    ratios: str,
+    ways: str,
+    multiple: int,
+    distill_minutes: float | None,
+    out: Path | None,
+    given: str | None,
+) -> None:
+    """Print the table."""
+    if given is not None:
+        fields = json.loads(given)
+        print(json.dumps(measure(Job(**fields | {"places": Places(**fields["places"])}))))
+        return
+    places = Places(shared, resnet20, resnet56, onnxsim_python)
+    names = [n for n in models.split(",") if n] or list(tests(places))
+    chosen = [w for w in ways.split(",") if w] + ([PEER] if onnxsim_python else [])
+    done = []
+    for name in names:
+        for ratio in map(float, ratios.split(",")):
+            for way in chosen:
+                minutes = distill_minutes if way != PEER else None
+                job = Job(places, name, ratio, way, multiple, minutes)
+                row = run(job)
+                click.echo(f"{name} {ratio} {way}: {row}", err=True)
+                done.append((job, row))
+                if out is not None:
+                    rows = [{**asdict(j), **r} for j, r in done]
+                    out.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(done))
+
+
+if __name__ == "__main__":
+    main()

@@ -47,10 +47,10 @@ __all__ = ["Distill"]
 class Distill(Pass):
     """Train all kept weights and biases towards the float model, on unlabelled samples.
 
-    Stats: `steps` of the schedule (give them again for the same result) and `taken`, fewer where
-    patience ended; `best`, after how many the result was reached; the held-back loss `before` and
-    `after`; `losses` on the way; how many tensors were `trained`; `skipped` says why others were
-    not; `seconds`, `device`, `threads`.
+    Stats: `steps` of the schedule and what it was `shortened` to (give both again for the same
+    result), `taken`, fewer where patience ended; `best`, after how many the result was reached; the
+    held-back loss `before` and `after`; `losses` on the way; how many tensors were `trained`;
+    `skipped` says why others were not; `seconds`, `device`, `threads`.
 
     A checkpoint (ctx.checkpoint with ".distill" behind its name) is written as often as the loss is
     taken, and deleted at the end.
@@ -58,6 +58,8 @@ class Distill(Pass):
     Attributes:
         minutes: budget of time; default 5 if no steps are given.
         steps: budget of steps, instead of minutes.
+        shortened: pairs (steps done, of how many from there on): where a run of minutes had to
+            become shorter, for one of steps that repeats it.
         learning_rate: the largest; by what share of its deviation a step may move an output.
         batch: samples of a step.
         augment: mirror and move images (onnxdrp.differentiable.augment); not for text.
@@ -78,6 +80,7 @@ class Distill(Pass):
 
     minutes: float | None = None
     steps: int | None = None
+    shortened: tuple[tuple[int, int], ...] = ()
     learning_rate: float = 0.01
     batch: int = 64
     augment: bool = True
@@ -95,6 +98,8 @@ class Distill(Pass):
             raise OptionError("minutes and steps are both given; give one")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise OptionError(f"minutes {self.minutes}: give a number above 0")
+        if self.shortened and self.steps is None:
+            raise OptionError("shortened belongs to steps; give those too")
         if self.steps is not None and self.steps < 1:
             raise OptionError(f"steps {self.steps}: give 1 or more")
         if not 0 < self.learning_rate <= 1:
@@ -156,6 +161,7 @@ class Distill(Pass):
             seen, held = split(ctx.reader, self.held_out, ctx.seed)
         settings = Settings(
             steps=self.steps,
+            shortened=dict(self.shortened),
             seconds=60 * (5 if self.minutes is None else self.minutes),
             rate=self.learning_rate,
             batch=self.batch,
@@ -182,6 +188,7 @@ class Distill(Pass):
             kept.remove()
         stats = {
             "steps": outcome.steps,
+            "shortened": [list(pair) for pair in outcome.shortened.items()],
             "taken": outcome.taken,
             "best": outcome.best,
             "before": outcome.before,
@@ -201,8 +208,10 @@ class Distill(Pass):
 
     def as_run(self, stats: dict[str, Any]) -> Pass:
         """With the steps that its minutes were good for."""
-        steps = stats.get("steps")
-        return self if steps is None else dataclasses.replace(self, minutes=None, steps=steps)
+        if "steps" not in stats:
+            return self
+        shortened = tuple((at, steps) for at, steps in stats["shortened"])
+        return dataclasses.replace(self, minutes=None, steps=stats["steps"], shortened=shortened)
 
     def _kept(self, model: Model, teacher: Model, ctx: PassContext, threads: int) -> "Kept | None":
         """The checkpoint, for these models, these options and this data."""

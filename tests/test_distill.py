@@ -65,6 +65,7 @@ def stored(model):
     ("options", "why"),
     [
         ({"minutes": 1.0, "steps": 5}, "minutes and steps"),
+        ({"minutes": 1.0, "shortened": ((20, 30),)}, "shortened belongs to steps"),
         ({"minutes": 0.0}, "minutes 0"),
         ({"minutes": float("nan")}, "minutes nan"),
         ({"steps": 0}, "steps 0"),
@@ -154,8 +155,34 @@ def test_a_budget_of_minutes_says_the_steps_that_give_the_same_bytes():
     model, ctx = pruned()
     first, stats = distilled(model, ctx, steps=None, minutes=0.02, patience=20)
     assert stats["steps"] >= 10
-    again, _ = distilled(model, ctx, steps=stats["steps"], patience=20)
+    same = {"steps": stats["steps"], "shortened": tuple(map(tuple, stats["shortened"]))}
+    again, _ = distilled(model, ctx, **same, patience=20)
     assert first.fingerprint() == again.fingerprint()
+
+
+@needs_torch
+def test_a_budget_of_minutes_is_kept_where_steps_become_slow(monkeypatch):
+    from onnxdrp.differentiable import training
+
+    now = [0.0]
+    make_step = training._Training._step
+
+    def slow(self, step, steps):
+        now[0] += 0.1 if step < 40 else 1.0
+        make_step(self, step, steps)
+
+    model, ctx = pruned()
+    monkeypatch.setattr(training._Training, "_step", slow)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+    first, stats = distilled(model, ctx, steps=None, minutes=0.5)
+    assert stats["steps"] == 300, "30 seconds, of 0.1 a step"
+    assert stats["shortened"], "the schedule is made shorter"
+    assert 40 < stats["taken"] < 80
+    assert 27 < now[0] < 36
+    again = Distill(minutes=0.5).as_run(stats)
+    assert (again.minutes, again.steps) == (None, 300)
+    repeated, _ = distilled(model, ctx, steps=again.steps, shortened=again.shortened)
+    assert repeated.fingerprint() == first.fingerprint()
 
 
 class Halt(BaseException):
@@ -184,7 +211,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, budget):
         if budget["steps"]:
             assert len(seen) == 40 + 1, "one step is made twice: the last look was before it"
         ctx.checkpoint = ctx.progress = None
-        whole, _ = distilled(model, ctx, steps=stats["steps"])
+        shortened = tuple(map(tuple, stats["shortened"]))
+        whole, _ = distilled(model, ctx, steps=stats["steps"], shortened=shortened)
         assert resumed.fingerprint() == whole.fingerprint()
     assert not (tmp_path / "at.distill").exists()
 

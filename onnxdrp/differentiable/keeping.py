@@ -23,7 +23,7 @@ __all__ = ["Kept", "Progress"]
 Array = npt.NDArray[Any]
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -33,6 +33,9 @@ class Progress:
     Attributes:
         steps: of the schedule; None while that is not known.
         step: steps done.
+        planned: steps of the schedule as it was first.
+        shortened: {steps done: of how many from there on}.
+        seconds: that steps and looks have taken.
         losses: {steps done: loss on the held-back samples}.
         looks_since_best: times that the loss was taken since it was the least.
         best: {tensor: values of the least loss}; empty where that is the start.
@@ -41,6 +44,9 @@ class Progress:
 
     steps: int | None
     step: int = 0
+    planned: int | None = None
+    shortened: dict[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
     losses: dict[int, float] = field(default_factory=dict)
     looks_since_best: int = 0
     best: dict[str, Array] = field(default_factory=dict)
@@ -70,6 +76,9 @@ class Kept:
                 state = Progress(
                     header["steps"],
                     header["step"],
+                    header["planned"],
+                    {int(step): steps for step, steps in header["shortened"].items()},
+                    header["seconds"],
                     {int(step): loss for step, loss in header["losses"].items()},
                     header["looks_since_best"],
                 )
@@ -93,6 +102,9 @@ class Kept:
             "names": list(latents),
             "steps": state.steps,
             "step": state.step,
+            "planned": state.planned,
+            "shortened": state.shortened,
+            "seconds": state.seconds,
             "losses": state.losses,
             "looks_since_best": state.looks_since_best,
             "has_best": bool(state.best),

@@ -5,13 +5,15 @@
                = r * (1 + cos(pi * (step - 10) / (steps - 10))) / 2       those after
 
 The first steps do not depend on how many there will be: a budget of seconds is turned into steps by
-the time that they take, and a run of that many steps gives the same bytes. All that is random in a
-step comes from (seed, step). Twenty times on the way, and before the first step, the loss on the
-held-back samples is taken; the values of the least loss are the result.
+the time that they take, and a run of that many steps gives the same bytes. Where later ones take
+longer, so that the budget would not be kept, the rest of the schedule is shortened. All that is
+random in a step comes from (seed, step). Twenty times on the way, and before the first step, the
+loss on the held-back samples is taken; the values of the least loss are the result.
 """
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,15 +38,21 @@ Floats = npt.NDArray[np.float32]
 
 _WARM = 10
 _LOOKS = 20
+_RECENT = 20  # steps by whose time that of the next ones is judged
+_LATE = 1.2  # of the steps that there is time for: with more the schedule is shortened
 _TEMPERATURE = 2.0
 _COPIES = 3  # of all tensors: the student's, their gradients, the teacher's
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; `seconds` counts where `steps` is None."""
+    """How to train; `seconds` counts where `steps` is None.
+
+    `shortened` are {steps done: of how many from there on}, of a run that is to be repeated.
+    """
 
     steps: int | None
+    shortened: Mapping[int, int]
     seconds: float
     rate: float
     batch: int
@@ -63,6 +71,7 @@ class Outcome:
     Attributes:
         values: {stored tensor: float32 values}; None where the start was best.
         steps: that the schedule was made for.
+        shortened: {steps done: of how many from there on}, where time became short.
         taken: steps that were made; fewer where patience ended.
         before: loss on the held-back samples.
         after: the least one.
@@ -71,6 +80,7 @@ class Outcome:
 
     values: dict[str, Floats] | None
     steps: int
+    shortened: dict[int, int]
     taken: int
     before: float
     after: float
@@ -145,30 +155,29 @@ class _Training:
         settings = self.settings
         state = kept.read() if kept is not None else None
         if state is None:
-            state = Progress(steps=settings.steps, losses={0: self._held_loss()})
+            state = Progress(settings.steps, planned=settings.steps, losses={0: self._held_loss()})
         else:
             self._restore(state)
         before = state.losses[0]
-        times: list[float] = []
-        look_time = 0.0
+        clock = _Clock(settings.seconds, state)
         while before > 0 and (state.steps is None or state.step < state.steps):
-            started = time.perf_counter()
-            self._step(state.step, state.steps)
+            with clock.step():
+                self._step(state.step, state.steps)
             state.step += 1
-            times.append(time.perf_counter() - started)
             if state.steps is None and state.step == _WARM:
-                if not look_time:
-                    started = time.perf_counter()
-                    self._held_loss()
-                    look_time = time.perf_counter() - started
-                left = settings.seconds - sum(times) - (1 + _LOOKS) * look_time
-                state.steps = _WARM + max(0, int(left / float(np.median(times[2:]))))
+                if not clock.look_time:
+                    with clock.look():
+                        self._held_loss()
+                state.planned = state.steps = _WARM + clock.steps_left(1 + _LOOKS)
             if progress is not None:
                 whole = None if state.steps is None else state.steps * settings.batch
                 progress(state.step * settings.batch, whole)
             if state.steps is not None and self._is_look(state.step, state.steps):
-                if not self._look(state):
+                with clock.look():
+                    hopeful = self._look(state)
+                if not hopeful:
                     break
+                self._shorten(state, clock)
                 if kept is not None:
                     self._save(state, kept)
         best = min(state.losses, key=lambda step: (state.losses[step], step))
@@ -177,13 +186,26 @@ class _Training:
             values = {w.name: state.best[w.name] for w in self.weights}
         return Outcome(
             values,
-            state.step if state.steps is None else state.steps,
+            state.step if state.planned is None else state.planned,
+            state.shortened,
             state.step,
             before,
             state.losses[best],
             best,
             dict(state.losses),
         )
+
+    def _shorten(self, state: Progress, clock: "_Clock") -> None:
+        """End earlier, where the budget would not be kept, or where an earlier run did so."""
+        assert state.steps is not None
+        steps = self.settings.shortened.get(state.step, state.steps)
+        if self.settings.steps is None:
+            looks = _LOOKS * (state.steps - state.step) // state.steps
+            left = clock.steps_left(looks)
+            if state.steps - state.step > _LATE * left:
+                steps = state.step + left
+        if steps != state.steps:
+            state.steps = state.shortened[state.step] = steps
 
     def _is_look(self, step: int, steps: int) -> bool:
         """Whether the loss is taken after so many steps; never before it is known how many."""
@@ -349,6 +371,34 @@ class _Training:
                 "exp_avg": torch.empty_like(value.latent).copy_(torch.from_numpy(first)),
                 "exp_avg_sq": torch.empty_like(value.latent).copy_(torch.from_numpy(second)),
             }
+
+
+class _Clock:
+    """What steps and looks take, and how many steps are left of a budget of seconds."""
+
+    def __init__(self, seconds: float, state: Progress) -> None:
+        self._seconds, self._state = seconds, state
+        self._steps: deque[float] = deque(maxlen=_RECENT)
+        self.look_time = 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._steps.append(time.perf_counter() - started)
+        self._state.seconds += self._steps[-1]
+
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.look_time = time.perf_counter() - started
+        self._state.seconds += self.look_time
+
+    def steps_left(self, looks: int) -> int:
+        """How many steps there is time for, besides so many looks."""
+        left = self._seconds - self._state.seconds - looks * self.look_time
+        return max(0, int(left / float(np.median(self._steps))))
 
 
 class _Value:

@@ -14,15 +14,15 @@ import onnx_graphsurgeon as gs
 
 from onnxdrp.channels.groups import Channels, Removed
 from onnxdrp.channels.lanes import Edit, Lane
+from onnxdrp.channels.tracing import places
 from onnxdrp.model import Model
 from onnxdrp.passes.edit import Names, replace_uses
-
-__all__ = ["remove"]
 
 __all__ = ["entries", "remove", "seen_through", "without"]
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
+_Reader = tuple[str, int]  # a node, and the place among its inputs
 
 
 def remove(model: Model, channels: Channels, removed: Removed) -> dict[str, tuple[int, int]]:
@@ -37,15 +37,14 @@ def remove(model: Model, channels: Channels, removed: Removed) -> dict[str, tupl
         OptionError: what cannot be removed, or nothing of a layer would be left.
     """
     alive = channels.alive(removed)
-    tensors = model.tensors()
-    for name, axes in entries(channels, alive).items():
-        model.set_weight(tensors[name], without(model.weight(tensors[name]), axes))
+    tensors, names = model.tensors(), Names(model)
     nodes = {node.name: node for node in model.nodes()}
+    _shorten(model, channels, alive, names)
     for edit in channels.trace.edits:
         lanes = (*edit.inputs.values(), *edit.outputs.values())
         if not all(alive[lane.atoms].all() for lane in lanes):
             node = nodes[edit.node]
-            _EDITS[node.op](_Counted(model, node, edit, alive))
+            _EDITS[node.op](_Counted(model, names, node, edit, alive))
     for name, lane in channels.trace.lanes.items():
         if name in tensors and tensors[name].shape is not None:
             shape = list(tensors[name].shape)
@@ -58,12 +57,40 @@ def remove(model: Model, channels: Channels, removed: Removed) -> dict[str, tupl
     }
 
 
-def entries(channels: Channels, alive: Bools) -> dict[str, dict[int, Bools]]:
-    """{stored tensor: {axis: which of its entries stay}}, of those that lose some."""
-    found: dict[str, dict[int, Bools]] = defaultdict(dict)
+def _shorten(model: Model, channels: Channels, alive: Bools, names: Names) -> None:
+    """Take entries out of stored tensors; where readers lose different ones, each has its own."""
+    tensors, nodes = model.tensors(), {node.name: node for node in model.nodes()}
+    watched = model.protected()
+    cuts: dict[str, dict[_Reader, dict[int, Bools]]] = defaultdict(lambda: defaultdict(dict))
     for site in channels.trace.sites:
         keep = alive[site.atoms]
         if not keep.all():
+            cuts[site.tensor][site.node, site.place][site.axis] = keep
+    weights = {site.tensor for site in channels.trace.sites if site.weight}
+    for name, by_reader in cuts.items():
+        tensor = tensors[name]
+        values = model.weight(tensor)
+        kinds: dict[tuple[tuple[int, bytes], ...], list[_Reader]] = defaultdict(list)
+        for reader, axes in by_reader.items():
+            kinds[tuple((axis, axes[axis].tobytes()) for axis in sorted(axes))].append(reader)
+        readers = {(n.name, i) for n in tensor.outputs for i in places(n, name)}
+        alone = len(kinds) == 1 and readers == by_reader.keys() and name not in watched
+        if name in weights or alone:
+            axes = {axis: keep for found in by_reader.values() for axis, keep in found.items()}
+            model.set_weight(tensor, without(values, axes))
+            continue
+        for same in kinds.values():
+            left = gs.Constant(names.fresh(f"{name}_left"), without(values, by_reader[same[0]]))
+            for node, place in same:
+                nodes[node].inputs[place] = left
+
+
+def entries(channels: Channels, alive: Bools) -> dict[str, dict[int, Bools]]:
+    """{weight of a layer: {axis: which of its entries stay}}, of those that lose some."""
+    found: dict[str, dict[int, Bools]] = defaultdict(dict)
+    for site in channels.trace.sites:
+        keep = alive[site.atoms]
+        if site.weight and not keep.all():
             found[site.tensor][site.axis] = keep
     return dict(found)
 
@@ -106,8 +133,9 @@ def seen_through(model: Model, channels: Channels, alive: Bools) -> Model:
 class _Counted:
     """A node, and what is left of the channels of its tensors."""
 
-    def __init__(self, model: Model, node: gs.Node, edit: Edit, alive: Bools) -> None:
-        self.model, self.node, self.edit, self.alive = model, node, edit, alive
+    def __init__(self, model: Model, names: Names, node: gs.Node, edit: Edit, alive: Bools) -> None:
+        self.model, self.names, self.node, self.edit = model, names, node, edit
+        self.alive = alive
 
     def left(self, lane: Lane, entries: slice = slice(None)) -> int:
         """How many of some entries stay."""
@@ -124,8 +152,10 @@ class _Counted:
         if attribute in self.node.attrs:
             self.node.attrs[attribute] = numbers
             return
-        name = self.model.unique_name(f"{self.node.name}_{attribute}")
-        constant = gs.Constant(name, np.array(numbers, np.int64))
+        given = place < len(self.node.inputs) and self.node.inputs[place].name
+        dtype = self.model.weight(self.node.inputs[place]).dtype if given else np.int64
+        name = self.names.fresh(f"{self.node.name}_{attribute}")
+        constant = gs.Constant(name, np.array(numbers, dtype))
         if place < len(self.node.inputs):
             self.node.inputs[place] = constant
         else:
@@ -147,17 +177,25 @@ def _groups(at: _Counted) -> None:
     at.node.attrs["group"] = at.left(at.edit.inputs[0])
 
 
-def _size_in(place: int, attribute: str) -> Callable[[_Counted], None]:
-    """A list of sizes has that of the channels, unless it says "what is left", or "as before"."""
+def _reshape(at: _Counted) -> None:
+    """The sizes of what has channels are given as numbers; -1 is right as it is."""
+    (given,), (after,) = at.edit.inputs.values(), at.edit.outputs.values()
+    sizes = at.numbers(1, "shape")
+    for axis, size in enumerate(sizes):
+        if axis == after.axis and size >= 0:
+            sizes[axis] = at.left(after)
+        elif axis == given.axis and size == 0:  # it copied what will be another size
+            sizes[axis] = len(given.atoms)
+    at.put(1, "shape", sizes)
 
-    def edit(at: _Counted) -> None:
-        (lane,) = at.edit.outputs.values()
-        sizes = at.numbers(place, attribute)
-        if sizes[lane.axis] > 1:
-            sizes[lane.axis] = at.left(lane)
-            at.put(place, attribute, sizes)
 
-    return edit
+def _expand(at: _Counted) -> None:
+    (lane,) = at.edit.outputs.values()
+    sizes, rank = at.numbers(1, "shape"), len(at.node.inputs[0].shape)
+    place = lane.axis - max(rank - len(sizes), 0)
+    if place >= 0 and sizes[place] > 1:
+        sizes[place] = at.left(lane)
+        at.put(1, "shape", sizes)
 
 
 def _flatten(_at: _Counted) -> None:
@@ -167,10 +205,9 @@ def _flatten(_at: _Counted) -> None:
 def _resize(at: _Counted) -> None:
     if len(at.node.inputs) > 3 and at.node.inputs[3].name:
         (lane,) = at.edit.outputs.values()
-        sizes = at.numbers(3, "sizes")
-        axes = at.node.attrs.get("axes")
-        place = lane.axis if axes is None else [a % 4 for a in axes].index(lane.axis)
-        sizes[place] = at.left(lane)
+        sizes, rank = at.numbers(3, "sizes"), len(at.node.inputs[0].shape)
+        axes = [a % rank for a in at.node.attrs.get("axes", range(rank))]
+        sizes[axes.index(lane.axis)] = at.left(lane)
         at.put(3, "sizes", sizes)
 
 
@@ -214,11 +251,11 @@ def _pad(at: _Counted) -> None:
 _EDITS: dict[str, Callable[[_Counted], None]] = {
     "Conv": _groups,
     "ConvTranspose": _groups,
-    "Expand": _size_in(1, "shape"),
+    "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
     "Pad": _pad,
-    "Reshape": _size_in(1, "shape"),
+    "Reshape": _reshape,
     "Resize": _resize,
     "Slice": _slice,
     "Split": _split,

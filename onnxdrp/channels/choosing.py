@@ -32,12 +32,13 @@ def unit_scores(model: Model, channels: Channels) -> dict[str, Floats]:
     for group in channels.groups:
         place[group.units] = np.arange(group.size)
         owner |= dict.fromkeys(group.makers, group)
+    tensors = model.tensors()
     for site in channels.trace.sites:
         group_of = owner.get(site.node)
-        if group_of is None or site.role == "read" or len(model.tensor(site.tensor).shape) < 2:
+        if group_of is None or site.role == "read" or not site.weight:
             continue
         at = place[channels.unit[site.atoms]]
-        weight = np.moveaxis(np.abs(model.weight(site.tensor)), site.axis, 0)
+        weight = np.moveaxis(np.abs(model.weight(tensors[site.tensor])), site.axis, 0)
         sums = weight.reshape(len(at), -1).sum(1, dtype=np.float64)
         own = np.bincount(at[at >= 0], sums[at >= 0], minlength=group_of.size)
         totals[group_of.name] += own / (own.mean() or 1.0)

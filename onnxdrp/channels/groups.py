@@ -8,6 +8,7 @@ Within a group any units may be removed, each alone; at least one of each layer 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -79,9 +80,9 @@ class Channels:
 
     def group(self, name: str) -> ChannelGroup:
         """The group of this name, or of a layer of this name. Raises OptionError."""
-        for group in self.groups:
-            if name == group.name or name in group.makers:
-                return group
+        group = self._by_layer.get(name)
+        if group is not None:
+            return group
         why = self.pinned.get(name)
         raise OptionError(
             f"no channels of {name!r} can be removed: {why}"
@@ -98,23 +99,45 @@ class Channels:
             if np.any((chosen < 0) | (chosen >= group.size)):
                 raise OptionError(f"group {name!r} has units 0 to {group.size - 1}")
             gone[group.units[chosen]] = True
-        alive = ~gone[self.unit]  # the last entry, of unit -1, stays False
-        for tensor, lane in self.trace.lanes.items():
-            if not alive[lane.atoms].any():
+        names, starts, members = self._may_vanish
+        if names:
+            dead = np.logical_and.reduceat(gone[members], starts)
+            if dead.any():
+                tensor = names[int(dead.argmax())]
                 raise OptionError(f"nothing of tensor {tensor!r} would be left; keep some channels")
-        return alive
+        return ~gone[self.unit]  # the last entry, of unit -1, stays False
+
+    @cached_property
+    def _by_layer(self) -> dict[str, ChannelGroup]:
+        return {name: group for group in self.groups for name in group.makers}
+
+    @cached_property
+    def _may_vanish(self) -> tuple[list[str], Ints, Ints]:
+        """Tensors all of whose channels are units, where those of each start, and the units.
+
+        Of tensors that have the same units one stands for all.
+        """
+        found: dict[bytes, tuple[str, Ints]] = {}
+        for tensor, atoms in _distinct(self.trace):
+            members = np.unique(self.unit[atoms])
+            if members[0] >= 0:
+                found.setdefault(members.tobytes(), (tensor, members))
+        sizes = [len(members) for _, members in found.values()]
+        starts = np.cumsum([0, *sizes[:-1]])
+        every = np.concatenate([np.empty(0, np.int64), *(m for _, m in found.values())])
+        return [tensor for tensor, _ in found.values()], starts, every
 
     def masks(self, model: Model, removed: Removed) -> dict[str, Mask]:
         """What is zero where channels are removed, of each weight of a layer that has some.
 
         Both the outputs that make a removed channel and the inputs that sum over it are pruned.
         """
-        alive, found = self.alive(removed), dict[str, Bools]()
-        layer = self.trace.made.keys()
+        alive, found, tensors = self.alive(removed), dict[str, Bools](), model.tensors()
         for site in self.trace.sites:
-            keep, shape = alive[site.atoms], model.tensor(site.tensor).shape
-            if site.node not in layer or len(shape) < 2 or keep.all():
+            keep = alive[site.atoms]
+            if not site.weight or keep.all():
                 continue
+            shape = tensors[site.tensor].shape
             sizes = [-1 if axis == site.axis else 1 for axis in range(len(shape))]
             before = found.get(site.tensor, np.ones(shape, np.bool_))
             found[site.tensor] = before & keep.reshape(sizes)
@@ -141,16 +164,15 @@ def channels_of(model: Model) -> Channels:
         free[members] = True
     free[list(whole)] = False
     unit = np.where(free[classes], classes, -1) if len(classes) else classes
+    groups = tuple(_groups(trace, unit, made, _blocks(trace, unit)))
+    grouped = {name for group in groups for name in group.makers}
+    unit = _only(unit, groups)
     pinned = {
-        layer: _why_pinned(members, whole)
-        for layer, members in made.items()
-        if not free[members].any()
+        layer.name: _why_pinned(layer, made.get(layer.name), whole, trace)
+        for layer in layers(model)
+        if layer.name not in grouped
     }
-    pinned |= {
-        layer.name: _not_followed(layer) for layer in layers(model) if layer.name not in made
-    }
-    groups = _groups(trace, unit, made, _blocks(trace, unit))
-    return Channels(tuple(groups), pinned, trace, unit)
+    return Channels(groups, pinned, trace, unit)
 
 
 def _classes(trace: Trace) -> Ints:
@@ -169,22 +191,34 @@ def _pinned(trace: Trace, classes: Ints) -> dict[int, str]:
     return found
 
 
-def _why_pinned(members: Ints, whole: Mapping[int, str]) -> str:
-    return next(
-        (whole[n] for n in np.unique(members).tolist() if n in whole), "all its channels are one"
-    )
+def _only(unit: Ints, groups: Sequence[ChannelGroup]) -> Ints:
+    """The unit of each atom, -1 where it is in no group."""
+    known = np.zeros(int(unit.max(initial=-1)) + 2, np.bool_)
+    for group in groups:
+        known[group.units] = True
+    return np.where(known[unit], unit, -1)
 
 
-def _not_followed(layer: Layer) -> str:
-    if layer.depthwise:
-        return "it is depthwise, and its input has no channels that could be removed"
-    return layer.barred or "its weight is computed"
+def _why_pinned(layer: Layer, members: Ints | None, whole: Mapping[int, str], trace: Trace) -> str:
+    if members is None:
+        return trace.unfollowed.get(layer.name) or layer.barred or "it is not followed"
+    why = next((whole[n] for n in np.unique(members).tolist() if n in whole), "")
+    return why or "all its channels are one: they can only be removed together"
+
+
+def _distinct(trace: Trace) -> Iterator[tuple[str, Ints]]:
+    """The channels of each tensor, once where several have the very same."""
+    seen: set[int] = set()
+    for tensor, lane in trace.lanes.items():
+        if id(lane.atoms) not in seen:
+            seen.add(id(lane.atoms))
+            yield tensor, lane.atoms
 
 
 def _blocks(trace: Trace, unit: Ints) -> Ints:
     """A number for each unit; those that are in the same tensors, as often, have one."""
     block, count = np.zeros(int(unit.max(initial=-1)) + 1, np.int64), 1
-    for atoms in {id(lane.atoms): lane.atoms for lane in trace.lanes.values()}.values():
+    for _, atoms in _distinct(trace):
         members, times = np.unique(unit[atoms], return_counts=True)
         members, times = members[members >= 0], times[members >= 0]
         pairs = np.stack([block[members], times])
@@ -210,17 +244,19 @@ def _groups(
     for i, name in enumerate(names):
         if len(own[name]):
             together.setdefault(int(label[count + i]), []).append(name)
-    for layers_of_group in together.values():
+    owner, place = np.append(label[:count], -1), np.full(count, -1)  # -1: of what is pinned
+    readers: dict[int, list[str]] = {}
+    for layer, atoms in trace.read.items():
+        for number in np.unique(owner[unit[atoms]]).tolist():
+            readers.setdefault(number, []).append(layer)
+    for number, layers_of_group in together.items():
         order = np.concatenate([own[name] for name in layers_of_group])
         units = order[np.sort(np.unique(order, return_index=True)[1])]  # as they are met first
         if len(units) < 2:
             continue  # tied as a whole
-        place = np.full(count, -1)
         place[units] = np.arange(len(units))
         makers = {
             name: np.bincount(place[own[name]], minlength=len(units)) for name in layers_of_group
         }
-        readers = tuple(
-            layer for layer, atoms in trace.read.items() if np.isin(unit[atoms], units).any()
-        )
-        yield ChannelGroup(layers_of_group[0], makers, readers, units, block[units])
+        reading = tuple(readers.get(number, ()))
+        yield ChannelGroup(layers_of_group[0], makers, reading, units, block[units])

@@ -46,17 +46,21 @@ class Site:
 
     Attributes:
         node: that reads the tensor.
+        place: of the tensor among the inputs of the node.
         tensor: its name.
         axis: not negative.
         atoms: one for each entry.
+        weight: whether it is the weight of a layer; of other tensors each reader can have its own.
         role: "made": the node makes the channels, "read": it sums over them, "beside": it has a
             value for each, such as a bias or the scale of a normalization.
     """
 
     node: str
+    place: int
     tensor: str
     axis: int
     atoms: Ints
+    weight: bool
     role: Role
 
 
@@ -87,6 +91,7 @@ class Trace:
         pins: (atoms that are never removed, why).
         made: {layer: its output channels}.
         read: {layer: the input channels that it sums over}, as far as they have a lane.
+        unfollowed: {node: why}, of those whose inputs or weights could not be followed.
         atoms: how many there are.
     """
 
@@ -97,6 +102,7 @@ class Trace:
     pins: list[tuple[Ints, str]] = field(default_factory=list)
     made: dict[str, Ints] = field(default_factory=dict)
     read: dict[str, Ints] = field(default_factory=dict)
+    unfollowed: dict[str, str] = field(default_factory=dict)
     atoms: int = 0
 
     def fresh(self, count: int) -> Ints:
@@ -112,11 +118,11 @@ class Trace:
         """Keep all channels of some tensors."""
         self.pins += [(lane.atoms, why) for lane in lanes if lane is not None]
 
-    def one_axis(self, labels: Ints) -> Lane | None:
+    def one_axis(self, labels: Ints, preferred: int | None = None) -> Lane | None:
         """The lane of a tensor whose every entry has an atom.
 
-        Where atoms differ along several axes, those that share their place along the longest are
-        tied: a tensor can lose but whole slices.
+        Where atoms differ along several axes, those that share their place along one of them, the
+        longest if none is preferred, are tied: a tensor can lose but whole slices.
         """
         differs = [
             axis
@@ -125,7 +131,7 @@ class Trace:
         ]
         if not differs:
             return None
-        axis = max(differs, key=lambda a: (labels.shape[a], a))
+        axis = max(differs, key=lambda a: (a == preferred, labels.shape[a], a))
         slices = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
         if len(differs) > 1:
             self.tie(slices, slices[:, :1])

@@ -3,11 +3,11 @@
 A rule is a function of a `View` of a node. It may tie atoms; where it cannot follow, it raises
 `UnfollowedError`: all channels that reach the node are pinned with what that says, its outputs get
 no lane. A rule gets called only where an input has a lane, but for those of layers, which make
-channels from anything.
+channels from anything. What has no lane has a shape that removed channels do not change.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,17 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxdrp.channels.lanes import Edit, Ints, Lane, Role, Site, Trace
-from onnxdrp.macs import shape_of
+from onnxdrp.channels.reshaping import (
+    MisfitError,
+    Size,
+    labels_after,
+    product,
+    resolved,
+    sizes_of,
+)
+from onnxdrp.macs import shape_of, shape_text
 from onnxdrp.model import Model
+from onnxdrp.stored import find_stored
 
 __all__ = ["LAYERS", "RULES", "UnfollowedError", "View"]
 
@@ -30,11 +39,19 @@ class UnfollowedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A node, and what is known of its tensors."""
+    """A node, and what is known of its tensors.
+
+    Attributes:
+        model: that it is in.
+        node: of the top graph.
+        trace: of all nodes before it.
+        watched: names of the outputs of the model, and of what bodies of If and Loop read.
+    """
 
     model: Model
     node: gs.Node
     trace: Trace
+    watched: AbstractSet[str]
 
     @property
     def lanes(self) -> list[Lane | None]:
@@ -43,10 +60,12 @@ class View:
 
     @property
     def lane(self) -> Lane:
-        """Of the first input."""
-        found = self.lanes[0]
+        """Of the first input. Raises UnfollowedError if it has none, or another input has one."""
+        found, *others = self.lanes
         if found is None:
             raise UnfollowedError("what it takes its channels from is not followed")
+        if any(lane is not None for lane in others):
+            raise UnfollowedError("what it is told to do is computed from channels")
         return found
 
     def shape(self, place: int) -> tuple[int | str | None, ...]:
@@ -76,7 +95,9 @@ class View:
         """The values of a weight. Raises UnfollowedError where it is computed."""
         values = self.stored(place)
         if values is None:
-            raise UnfollowedError(f"its weight {self.node.inputs[place].name!r} is computed")
+            found = find_stored(self.model, self.node.inputs[place])
+            why = found if isinstance(found, str) else "quantized weight: it is stored in integers"
+            raise UnfollowedError(why)
         return values
 
     def numbers(self, place: int, attribute: str) -> list[int] | None:
@@ -91,26 +112,38 @@ class View:
             return None
         values = self.stored(place)
         if values is None:
-            raise UnfollowedError(f"its {attribute} are computed")
+            raise UnfollowedError(f"its input {attribute!r} is computed")
         return [int(n) for n in values.reshape(-1)]
 
     def site(self, place: int, axis: int, atoms: Ints, role: Role) -> None:
         """Note that a stored input has an entry for each of these channels."""
-        name = str(self.node.inputs[place].name)
-        self.trace.sites.append(Site(self.node.name, name, axis, atoms, role))
+        tensor, weight = self.node.inputs[place], self.node.op in LAYERS and place < 2
+        if tensor.shape[axis] != len(atoms):
+            raise UnfollowedError(f"{tensor.name!r} has another number of channels")
+        name = str(tensor.name)
+        self.trace.sites.append(Site(self.node.name, place, name, axis, atoms, weight, role))
 
     def give(self, *lanes: Lane | None) -> None:
-        """The lanes of the outputs."""
+        """The lanes of the outputs. Raises UnfollowedError where others are read."""
+        for tensor in self.node.outputs[len(lanes) :]:
+            if tensor.outputs or tensor.name in self.watched:
+                raise UnfollowedError(f"its output {tensor.name!r} is read")
         for tensor, lane in zip(self.node.outputs, lanes, strict=False):
-            if lane is not None and tensor.name:
-                self.trace.lanes[tensor.name] = lane
+            if lane is None or not tensor.name:
+                continue
+            shape = shape_of(tensor)
+            if shape is not None:
+                size = shape[lane.axis] if lane.axis < len(shape) else 0
+                if isinstance(size, int) and size != len(lane.atoms):
+                    raise UnfollowedError(f"{tensor.name!r} is said to be {shape_text(shape)}")
+            self.trace.lanes[tensor.name] = lane
 
     def makes(self, made: Lane, read: Lane | None) -> None:
-        """The lane of a layer's output, and that which it sums over or takes apart."""
+        """The lane of a layer's output, and that which it sums over."""
+        self.give(made)
         self.trace.made[self.node.name] = made.atoms
         if read is not None:
             self.trace.read[self.node.name] = read.atoms
-        self.give(made)
 
     def edit(self, *outputs: Lane | None) -> None:
         """Note that the node counts channels."""
@@ -126,34 +159,32 @@ def _conv(at: View) -> None:
     weight, groups = at.weight(1), int(at.node.attrs.get("group", 1))
     outputs, lane = weight.shape[0], _channel_lane(at)
     if groups > 1 and weight.shape[1] == 1:
-        made = _depthwise(at, lane, outputs // groups)
+        made, lane = _depthwise(at, lane, outputs // groups), None
     else:
         _read(at, 1, 1, lane, groups, shared=True)
         made = _made(at.trace, outputs, groups)
         at.site(1, 0, made, "made")
-    if made is not None:
-        _bias(at, 2, made)
-        at.makes(Lane(1, made), lane)
+    _bias(at, 2, made)
+    at.makes(Lane(1, made), lane)
 
 
 def _conv_transpose(at: View) -> None:
     weight, groups = at.weight(1), int(at.node.attrs.get("group", 1))
     lane = _channel_lane(at)
     if groups > 1 and weight.shape == (groups, 1, *weight.shape[2:]):
-        made = _depthwise(at, lane, 1)
+        made, lane = _depthwise(at, lane, 1), None
     else:
         _read(at, 1, 0, lane, groups, shared=False)
         made = _made(at.trace, weight.shape[1] * groups, groups)
         at.site(1, 1, made[: weight.shape[1]], "made")
-    if made is not None:
-        _bias(at, 2, made)
-        at.makes(Lane(1, made), lane)
+    _bias(at, 2, made)
+    at.makes(Lane(1, made), lane)
 
 
-def _depthwise(at: View, lane: Lane | None, multiple: int) -> Ints | None:
+def _depthwise(at: View, lane: Lane | None, multiple: int) -> Ints:
     """Each input channel becomes `multiple` outputs of its own."""
     if lane is None:
-        return None
+        raise UnfollowedError("it is depthwise, and no channels of its input are followed")
     made = np.repeat(lane.atoms, multiple)
     at.site(1, 0, made, "beside")
     at.edit(Lane(1, made))
@@ -173,6 +204,8 @@ def _read(at: View, place: int, axis: int, lane: Lane | None, groups: int, share
     """The sum over input channels; `shared`: the weight has an entry for those of one group."""
     if lane is None:
         return
+    if len(lane.atoms) % groups:
+        raise UnfollowedError(f"its input has {len(lane.atoms)} channels in {groups} groups")
     parts = lane.atoms.reshape(groups, -1)
     if groups > 1:
         at.trace.tie(parts, parts[:1])
@@ -182,12 +215,12 @@ def _read(at: View, place: int, axis: int, lane: Lane | None, groups: int, share
 def _bias(at: View, place: int, made: Ints) -> None:
     if at.has(place):
         if at.stored(place) is None:
-            raise UnfollowedError(f"its bias {at.node.inputs[place].name!r} is computed")
+            raise UnfollowedError(f"its bias {at.node.inputs[place].name!r} is not stored")
         at.site(place, 0, made, "beside")
 
 
 def _channel_lane(at: View) -> Lane | None:
-    """That of the input, along its axis 1."""
+    """That of the input, along its axis 1, if there is one."""
     lane = at.lanes[0]
     if lane is not None and lane.axis != 1:
         raise UnfollowedError(f"the channels it is given lie along axis {lane.axis}, not 1")
@@ -210,6 +243,8 @@ def _gemm(at: View) -> None:
     at.site(place, made_axis, made, "made")
     given = Lane(place, made)
     if at.has(2):
+        if at.lanes[2] is not None:
+            raise UnfollowedError(f"its bias {at.node.inputs[2].name!r} is not stored")
         _beside(at, 2, given, rank=2)
     at.makes(given, lane)
 
@@ -220,9 +255,9 @@ def _matmul(at: View) -> None:
     if weight.ndim != 2:
         raise UnfollowedError(f"its weight has {weight.ndim} axes")
     rank = at.rank(1 - place)
-    inner = rank - 1 if place else rank - 2
     if rank < 2:
         raise UnfollowedError("it multiplies vectors")
+    inner = rank - 1 if place else rank - 2
     if lane is not None:
         if lane.axis != inner:
             raise UnfollowedError("it sums over another axis than that of the channels")
@@ -245,9 +280,11 @@ def _normalized(at: View) -> None:
     lane = at.lane
     if lane.axis != 1:
         raise UnfollowedError(f"it normalizes axis 1, the channels lie along {lane.axis}")
+    if not at.node.attrs.get("spatial", 1):
+        raise UnfollowedError("it has statistics for each position")
     for place in range(1, len(at.node.inputs)):
         if at.stored(place) is None:
-            raise UnfollowedError("its statistics are computed")
+            raise UnfollowedError("its statistics are not stored")
         at.site(place, 0, lane.atoms, "beside")
     at.give(lane)
 
@@ -259,10 +296,17 @@ def _broadcast(at: View) -> None:
         raise UnfollowedError("the shape of one of its inputs is unknown")
     ranks = [len(shape or ()) for shape in shapes]
     rank = max(ranks)
+    if at.model.opset < 7 and min(ranks) < rank:
+        raise UnfollowedError("it is broadcast in the way of opset 6 and before; convert the model")
     lanes = [
         None if lane is None else lane.at(lane.axis + rank - axes)
         for lane, axes in zip(at.lanes, ranks, strict=True)
     ]
+    if any(lane is not None and len(lane.atoms) > 1 for lane in lanes):
+        for place, lane in enumerate(lanes):  # what has one channel is spread over the others
+            if lane is not None and len(lane.atoms) == 1:
+                at.trace.pin([lane], f"{at.node.op} {at.node.name!r} spreads it over channels")
+                lanes[place] = None
     there = [lane for lane in lanes if lane is not None]
     along = {lane.axis for lane in there}
     if len(along) > 1:
@@ -301,19 +345,20 @@ def _spatial(at: View) -> None:
     lane = at.lane
     if lane.axis > 1:
         raise UnfollowedError(f"its windows cross the channels, along axis {lane.axis}")
-    if len(at.node.outputs) > 1 and at.node.outputs[1].outputs:
-        raise UnfollowedError("the places of its maxima are read")
     at.give(lane)
 
 
 def _resize(at: View) -> None:
-    lane = at.lane
+    lane, rank = at.lane, at.rank(0)
     scales, sizes = at.stored(2 if at.model.opset >= 11 else 1), at.stored(3)
-    axes = at.node.attrs.get("axes")
-    order = list(range(at.rank(0))) if axes is None else [a % at.rank(0) for a in axes]
+    order = [a % rank for a in at.node.attrs.get("axes", range(rank))]
     if lane.axis not in order:
         at.give(lane)
         return
+    if at.node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise UnfollowedError("its sizes depend on how many channels there are")
+    if at.node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise UnfollowedError("it crops")
     place = order.index(lane.axis)
     if "scales" in at.node.attrs:
         scales = np.asarray(at.node.attrs["scales"])
@@ -332,10 +377,10 @@ def _resize(at: View) -> None:
 def _reduced(at: View) -> None:
     lane, rank = at.lane, at.rank(0)
     axes = at.numbers(1, "axes")
-    if axes is None and at.node.attrs.get("noop_with_empty_axes", 0):
+    if not axes and at.node.attrs.get("noop_with_empty_axes", 0):
         at.give(lane)
         return
-    reduced = {a % rank for a in (range(rank) if axes is None else axes)}
+    reduced = {a % rank for a in axes or range(rank)}
     if lane.axis in reduced:
         raise UnfollowedError("it mixes channels")
     gone = 0 if at.node.attrs.get("keepdims", 1) else sum(a < lane.axis for a in reduced)
@@ -380,54 +425,52 @@ def _transpose(at: View) -> None:
 def _reshape(at: View) -> None:
     wanted = at.numbers(1, "shape")
     if wanted is None:
-        raise UnfollowedError("its shape is computed")
+        raise UnfollowedError("its shape is not given")
+    if at.node.attrs.get("allowzero", 0) and 0 in wanted:
+        raise UnfollowedError("it gives nothing")
     given = _sizes(at)
-    if not at.node.attrs.get("allowzero", 0):
-        wanted = [given[i] if size == 0 else size for i, size in enumerate(wanted)]
-    _laid_out(at, given, wanted)
+    try:
+        _laid_out(at, *resolved(given, wanted))
+    except MisfitError as e:
+        raise UnfollowedError(str(e)) from e
 
 
 def _flatten(at: View) -> None:
     given, axis = _sizes(at), int(at.node.attrs.get("axis", 1))
-    axis = axis % len(given) if axis < 0 else axis
-    _laid_out(at, given, [math.prod(given[:axis]), -1])
-
-
-def _laid_out(at: View, given: Sequence[int], wanted: Sequence[int]) -> None:
-    lane = at.lane
-    shape = [1] * len(given)
-    shape[lane.axis] = -1
-    labels = np.broadcast_to(lane.atoms.reshape(shape), given)
+    axis = axis + len(given) if axis < 0 else axis
     try:
-        labels = labels.reshape(wanted)
-    except ValueError as e:
-        raise UnfollowedError("its shape counts sizes that are not known") from e
-    after = at.trace.one_axis(labels)
+        _laid_out(at, given, [product(given[:axis]), product(given[axis:])])
+    except MisfitError as e:
+        raise UnfollowedError(str(e)) from e
+
+
+def _laid_out(at: View, given: Sequence[Size], wanted: Sequence[Size]) -> None:
+    first, labels = labels_after(given, wanted, at.lane)
+    preferred = _preferred_axis(at.node.outputs[0])
+    after = at.trace.one_axis(labels, None if preferred is None else preferred - first)
     if after is None:
         raise UnfollowedError("it leaves no axis of channels")
+    after = after.at(first + after.axis)
     at.edit(after)
     at.give(after)
 
 
-_STAND_INS = (2, 3, 5, 7, 11, 13)  # sizes that are free: small primes, so that none divides another
+def _preferred_axis(tensor: gs.Tensor) -> int | None:
+    """Along which its reader wants the channels of a tensor, if it says so."""
+    for user in tensor.outputs:
+        if user.op in _CHANNELS_SECOND:
+            return 1
+        turned = user.attrs.get("perm", ()) if user.op == "Transpose" else ()
+        after = user.outputs[0].outputs if len(turned) > 1 else ()
+        if any(reader.op in _CHANNELS_SECOND for reader in after):
+            return int(turned[1])
+    return None
 
 
-def _sizes(at: View) -> list[int]:
-    """The sizes of the first input; where they are free, those of an example."""
-    shape = at.shape(0)
-    free = iter(_STAND_INS)
-    named: dict[str, int] = {}
-    sizes = []
-    for place, size in enumerate(shape):
-        if isinstance(size, int):
-            sizes.append(size)
-        elif place == 0:
-            sizes.append(1)  # the batch: any will do
-        elif isinstance(size, str):
-            sizes.append(named[size] if size in named else named.setdefault(size, next(free)))
-        else:
-            sizes.append(next(free))
-    sizes[at.lane.axis] = len(at.lane.atoms)
+def _sizes(at: View) -> list[Size]:
+    """Those of the first input."""
+    sizes = sizes_of(at.shape(0))
+    sizes[at.lane.axis] = Size(len(at.lane.atoms))
     return sizes
 
 
@@ -435,8 +478,13 @@ def _squeeze(at: View) -> None:
     lane, rank = at.lane, at.rank(0)
     axes = at.numbers(1, "axes")
     if axes is None:
+        if any(not isinstance(size, int) for size in at.shape(0)):
+            raise UnfollowedError("which axes it drops is not known")
         axes = [a for a, size in enumerate(at.shape(0)) if size == 1]
-    at.give(lane.at(lane.axis - sum(a % rank < lane.axis for a in axes)))
+    dropped = {a % rank for a in axes}
+    if lane.axis in dropped:
+        raise UnfollowedError("it drops the axis of the channels")
+    at.give(lane.at(lane.axis - sum(a < lane.axis for a in dropped)))
 
 
 def _unsqueeze(at: View) -> None:
@@ -460,8 +508,7 @@ def _concat(at: View) -> None:
         parts = [_part(at, i, axis) for i in range(len(lanes))]
         at.give(Lane(axis, np.concatenate(parts)))
         return
-    first = lanes[place]
-    assert first is not None
+    first = next(lane for lane in lanes if lane is not None)
     for i, lane in enumerate(lanes):
         if lane is not None:
             at.trace.tie(first.atoms, lane.atoms)
@@ -507,19 +554,23 @@ def _split(at: View) -> None:
 
 def _slice(at: View) -> None:
     lane, rank = at.lane, at.rank(0)
-    starts, ends = at.numbers(1, "starts"), at.numbers(2, "ends")
-    assert starts is not None
-    assert ends is not None
-    axes = at.numbers(3, "axes") or list(range(len(starts)))
-    steps = at.numbers(4, "steps") or [1] * len(starts)
-    here = [i for i, a in enumerate(axes) if a % rank == lane.axis]
-    if not here:
+    axes = at.numbers(3, "axes")
+    if axes is not None and lane.axis not in [a % rank for a in axes]:
         at.give(lane)
         return
-    (i,) = here
-    if steps[i] != 1:
-        raise UnfollowedError(f"it takes every {steps[i]}th channel")
-    taken = Lane(lane.axis, lane.atoms[starts[i] : ends[i]])
+    starts, ends, steps = at.numbers(1, "starts"), at.numbers(2, "ends"), at.numbers(4, "steps")
+    if starts is None or ends is None:
+        raise UnfollowedError("it says not what it takes")
+    order = list(range(len(starts))) if axes is None else [a % rank for a in axes]
+    if lane.axis not in order:
+        at.give(lane)
+        return
+    place = order.index(lane.axis)
+    if steps is not None and steps[place] != 1:
+        raise UnfollowedError(f"it takes channels in steps of {steps[place]}")
+    taken = Lane(lane.axis, lane.atoms[starts[place] : ends[place]])
+    if not len(taken.atoms):
+        raise UnfollowedError("it takes no channel")
     at.edit(taken)
     at.give(taken)
 
@@ -531,7 +582,9 @@ def _gather(at: View) -> None:
         at.give(lane.at(lane.axis + (rank - 1 if axis < lane.axis else 0)))
         return
     indices = at.stored(1)
-    if indices is None or indices.ndim != 1:
+    if indices is None:
+        raise UnfollowedError("which channels it picks is computed")
+    if indices.ndim != 1 or not indices.size:
         raise UnfollowedError("it picks single channels")
     taken = Lane(axis, lane.atoms[indices])
     at.edit(taken)
@@ -543,7 +596,8 @@ def _pad(at: View) -> None:
     pads = at.numbers(1, "pads")
     if pads is None:
         raise UnfollowedError("its pads are unknown")
-    axes = [a % rank for a in at.numbers(3, "axes") or range(rank)]
+    given = at.numbers(3, "axes")
+    axes = list(range(rank)) if given is None else [a % rank for a in given]
     if lane.axis not in axes:
         at.give(lane)
         return
@@ -564,8 +618,11 @@ def _expand(at: View) -> None:
     lane, wanted = at.lane, at.numbers(1, "shape")
     if wanted is None:
         raise UnfollowedError("its shape is computed")
-    axis = lane.axis + max(len(wanted) - at.rank(0), 0)
-    after = lane.at(axis)
+    rank = max(len(wanted), at.rank(0))
+    after = lane.at(lane.axis + rank - at.rank(0))
+    place = after.axis - (rank - len(wanted))
+    if place >= 0 and wanted[place] not in (1, len(lane.atoms)):
+        raise UnfollowedError("it spreads one channel over many")
     at.edit(after)
     at.give(after)
 
@@ -600,8 +657,8 @@ def _shape(at: View) -> None:
     for user in out.outputs:
         if place in _taken(at.model, user, len(sizes)):
             raise UnfollowedError(f"{user.op} {user.name!r} reads how many channels there are")
-    if any(t is out for t in at.model.graph.outputs):
-        raise UnfollowedError("how many channels there are is an output of the model")
+    if out.name in at.watched:
+        raise UnfollowedError("how many channels there are is an output, or read in a body")
 
 
 def _taken(model: Model, user: gs.Node, count: int) -> set[int]:
@@ -637,6 +694,7 @@ _REDUCING = (
     *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"),
     *("ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"),
 )
+_CHANNELS_SECOND = ("Conv", "ConvTranspose", "BatchNormalization", *_WINDOWS)
 _MIXING = ("GroupNormalization", "InstanceNormalization", "LRN", "LpNormalization")
 
 LAYERS: dict[str, Callable[[View], None]] = {

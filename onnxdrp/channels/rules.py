@@ -227,8 +227,18 @@ def _channel_lane(at: View) -> Lane | None:
     return lane
 
 
+def _side(at: View) -> int:
+    """Which factor of a product is the weight."""
+    found = [find_stored(at.model, tensor) for tensor in at.node.inputs[:2]]
+    for place in (1, 0):
+        if not isinstance(found[place], str):
+            return place
+    sparse = [why for why in found if isinstance(why, str) and why.startswith("sparse")]
+    raise UnfollowedError(*sparse or ["both its factors are computed"])
+
+
 def _gemm(at: View) -> None:
-    place = 1 if at.stored(1) is not None else 0
+    place = _side(at)
     weight = at.weight(place)
     turned = bool(at.node.attrs.get("transB" if place else "transA", 0))
     data_turned = bool(at.node.attrs.get("transA" if place else "transB", 0))
@@ -250,7 +260,7 @@ def _gemm(at: View) -> None:
 
 
 def _matmul(at: View) -> None:
-    place = 1 if at.stored(1) is not None else 0
+    place = _side(at)
     weight, lane = at.weight(place), at.lanes[1 - place]
     if weight.ndim != 2:
         raise UnfollowedError(f"its weight has {weight.ndim} axes")

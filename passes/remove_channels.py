@@ -13,6 +13,7 @@ import onnx
 from onnxdrp.channels import channels_of
 from onnxdrp.errors import CheckError, OptionError
 from onnxdrp.layers import layers
+from onnxdrp.macs import shape_of
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
 from onnxdrp.passes.removing import entries, remove, seen_through, without
@@ -66,12 +67,28 @@ class RemoveChannels(Pass):
         return PassResult(modified=bool(counts), stats=stats)
 
     def ensures(self, model: Model, ctx: PassContext) -> None:
-        """The graph is one that ONNX can infer all shapes of."""
+        """The graph is one that ONNX can infer all shapes of, and each Conv gets what it is for."""
         try:
             onnx.shape_inference.infer_shapes(model.skeleton(), strict_mode=True, data_prop=True)
         except (onnx.shape_inference.InferenceError, RuntimeError) as e:
             first = str(e).strip().splitlines()[0]
             raise CheckError(f"the model without the channels has no valid shapes: {first}") from e
+        _check_convolutions(model)
+
+
+def _check_convolutions(model: Model) -> None:
+    """Each gets as many channels as its weight is for: shape inference does not look at that."""
+    for node in model.nodes("Conv", "ConvTranspose"):
+        shape, weight = shape_of(node.inputs[0]), shape_of(node.inputs[1])
+        if shape is None or weight is None:
+            continue
+        forward = node.op == "Conv"
+        given, wanted = shape[1], weight[1 if forward else 0]
+        if isinstance(given, int) and isinstance(wanted, int):
+            wanted *= node.attrs.get("group", 1) if forward else 1
+            if given != wanted:
+                why = f"{node.name!r} reads {given} channels, its weight is for {wanted}"
+                raise CheckError(f"the model without the channels is not valid: {why}")
 
 
 def _totals(model: Model) -> tuple[int, int | None]:

@@ -1,4 +1,4 @@
-"""Which channels are one: a small graph for each rule, and what it says of what it cannot follow."""
+"""Which channels are one: a small graph for each rule, and why others are kept."""
 
 import numpy as np
 import onnx
@@ -44,8 +44,7 @@ def graph(body, weights=None, outputs=8, given="zc", x=X, opset=17, size=1):
     stored = {"a_w": normal([8, 3, 3, 3], 0), "a_b": normal([8], 1), **(weights or {})}
     if given:
         stored["b_w"] = normal([5, outputs, size, size], 2)
-    model = parse(text.replace("float[M] y", "float[N,5,H,W] y"), stored)
-    return model
+    return parse(text.replace("float[M] y", "float[N,5,H,W] y"), stored)
 
 
 def feeds(model, seed=0):
@@ -244,8 +243,12 @@ FOLLOWED = {
     ),
     "dropout": ("z = Dropout(h)", {}, 8, ONES),
     "its batch, read while it runs": (
-        "s = Shape(h)\n n = Gather(s, i)\n q = Concat<axis=0>(n, o, o, o)\n"
-        "one = ConstantOfShape<value = float[1] {1.5}>(q)\n z = Mul(h, one)",
+        """s = Shape(h)
+            n = Gather(s, i)
+            q = Concat<axis=0>(n, o, o, o)
+            one = ConstantOfShape(q)
+            u = Sub(h, one)
+            z = Relu(u)""",
         {"i": ints(0), "o": ints(1)},
         8,
         ONES,
@@ -332,8 +335,9 @@ PINNED = {
         "its output 'p' is read",
     ),
     "another axis is summed over": (
-        "t = Transpose<perm=[0,2,1,3]>(h)\n [n] m = MatMul(t, m_w)\n"
-        "z = Transpose<perm=[0,2,1,3]>(m)",
+        """t = Transpose<perm=[0,2,1,3]>(h)
+            [n] m = MatMul(t, m_w)
+            z = Transpose<perm=[0,2,1,3]>(m)""",
         {"m_w": normal([4, 4], 3)},
         8,
         "MatMul 'n': it sums over another axis",
@@ -345,8 +349,9 @@ PINNED = {
         "MatMul 'n': both its factors are computed",
     ),
     "its windows": (
-        "t = Transpose<perm=[0,2,1,3]>(h)\n [n] m = MaxPool<kernel_shape=[1,1]>(t)\n"
-        "z = Transpose<perm=[0,2,1,3]>(m)",
+        """t = Transpose<perm=[0,2,1,3]>(h)
+            [n] m = MaxPool<kernel_shape=[1,1]>(t)
+            z = Transpose<perm=[0,2,1,3]>(m)""",
         {},
         8,
         "MaxPool 'n': its windows cross the channels, along axis 2",

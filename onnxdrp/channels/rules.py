@@ -470,7 +470,7 @@ def _preferred_axis(tensor: gs.Tensor) -> int | None:
     for user in tensor.outputs:
         if user.op in _CHANNELS_SECOND:
             return 1
-        turned = user.attrs.get("perm", ()) if user.op == "Transpose" else ()
+        turned: Sequence[int] = user.attrs.get("perm", ()) if user.op == "Transpose" else ()
         after = user.outputs[0].outputs if len(turned) > 1 else ()
         if any(reader.op in _CHANNELS_SECOND for reader in after):
             return int(turned[1])

@@ -116,7 +116,8 @@ def _check_tensors(
         if values.dtype.kind == "f":
             assert np.isfinite(values).all(), name
             apart = np.abs(values - got[name]).max(initial=0)
-            assert apart <= tolerance * max(np.abs(want[name]).max(initial=0), 1e-20), name
+            least = 0 if name in outputs else 1e-2  # inside, sums may cancel out
+            assert apart <= tolerance * max(np.abs(want[name]).max(initial=0), least), name
     assert all(np.ptp(want[name]) > 0 for name in outputs)
 
 

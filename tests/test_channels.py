@@ -713,7 +713,7 @@ def test_quantized_models_keep_their_channels_and_say_why():
     channels = channels_of(model)
     assert not channels.groups
     assert set(channels.pinned) == {"conv1", "conv2", "fc"}
-    assert all("stored in integers" in why for why in channels.pinned.values())
+    assert all("quantized weight" in why for why in channels.pinned.values())
 
 
 def test_sparse_weights_keep_their_channels():

@@ -92,12 +92,12 @@ class View:
         return place < len(self.node.inputs) and bool(self.node.inputs[place].name)
 
     def weight(self, place: int) -> Array:
-        """The values of a weight. Raises UnfollowedError where it is computed."""
-        values = self.stored(place)
+        """The values of a weight. Raises UnfollowedError where they are not stored as floats."""
+        found, values = find_stored(self.model, self.node.inputs[place]), self.stored(place)
+        if isinstance(found, str):
+            raise UnfollowedError(found)
         if values is None:
-            found = find_stored(self.model, self.node.inputs[place])
-            why = found if isinstance(found, str) else "quantized weight: it is stored in integers"
-            raise UnfollowedError(why)
+            raise UnfollowedError(f"quantized weight: {found.name!r} is not read as it is stored")
         return values
 
     def numbers(self, place: int, attribute: str) -> list[int] | None:

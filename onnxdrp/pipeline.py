@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
+
     from onnxdrp.datareaders import DataReader
     from onnxdrp.masks import Mask
     from onnxdrp.model import Model
@@ -64,6 +67,8 @@ class PassContext:
         masks: {weight name: what stays}, of every pruned weight.
         dense: the model before any weight was pruned; shares all weights that are still the same.
             Its tensors have the channels that the pruned model has.
+        channel_scores: {group of channels: a number for each unit, the lowest go first}, from
+            ScoreChannels; empty: SelectChannels goes by the sizes of weights.
         removed: {group of channels: its units to be removed}, from SelectChannels and the like.
         slim: the model as channels were removed from it, with nothing repaired.
         shortened: weights that lost inputs when channels were removed.
@@ -90,6 +95,7 @@ class PassContext:
     refused: dict[str, str] = field(default_factory=dict)
     masks: "dict[str, Mask]" = field(default_factory=dict)
     dense: "Model | None" = None
+    channel_scores: "dict[str, npt.NDArray[np.float64]]" = field(default_factory=dict)
     removed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     slim: "Model | None" = None
     shortened: frozenset[str] = frozenset()

@@ -44,6 +44,7 @@ PASSES: dict[str, type[Pass]] = {
         passes.Clean,
         passes.EqualizeGates,
         passes.CrossLayerEqualize,
+        passes.ScoreChannels,
         passes.SelectChannels,
         passes.MaskChannels,
         passes.RemoveChannels,

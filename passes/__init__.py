@@ -26,6 +26,7 @@ from onnxdrp.passes.quantize_weights import QuantizeWeights
 from onnxdrp.passes.refit_weights import RefitWeights
 from onnxdrp.passes.remove_channels import RemoveChannels
 from onnxdrp.passes.round_weights import RoundWeights
+from onnxdrp.passes.score_channels import ScoreChannels
 from onnxdrp.passes.select_channels import SelectChannels
 from onnxdrp.passes.select_layers import SelectLayers
 
@@ -56,6 +57,7 @@ __all__ = [
     "RefitWeights",
     "RemoveChannels",
     "RoundWeights",
+    "ScoreChannels",
     "SelectChannels",
     "SelectLayers",
 ]

@@ -1,8 +1,9 @@
-"""Choose the channels to remove, the same share of every group: the smallest by their weights.
+"""Choose the channels to remove, the same share of every group: those of the lowest score.
 
 Fills ctx.removed {group: units that go}; the model is not touched. Which channels must go together
-is found in the graph (onnxdrp.channels), which of them go by onnxdrp.channels.choosing. The share
-is given, or found by bisection for a share of the multiply-adds.
+is found in the graph (onnxdrp.channels); scores are those of score-channels, or if it has not run,
+the sizes of weights (onnxdrp.channels.choosing). The share is given, or found by bisection for a
+share of the multiply-adds.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxdrp.channels import Channels, channels_of
-from onnxdrp.channels.choosing import at_rates, unit_scores
+from onnxdrp.channels.choosing import at_rates, scores_of
 from onnxdrp.channels.cost import Cost
 from onnxdrp.channels.excluding import removable
 from onnxdrp.errors import ModelError, OptionError
@@ -63,7 +64,7 @@ class SelectChannels(Pass):
         groups, skipped = removable(model, channels, self.exclude, self.auto_excludes)
         if not groups:
             raise ModelError(f"no channels can be removed: {next(iter(skipped.values()), '')}")
-        scores, cost = unit_scores(model, channels), Cost(model, channels)
+        scores, cost = scores_of(model, channels, ctx.channel_scores), Cost(model, channels)
         multiple = self.multiple or ctx.target.channel_multiple
 
         def removed(rate: float) -> dict[str, list[int]]:

@@ -19,7 +19,7 @@ from onnxdrp.channels.groups import ChannelGroup, Channels
 from onnxdrp.errors import OptionError
 from onnxdrp.model import Model
 
-__all__ = ["at_rates", "kept_of", "unit_scores"]
+__all__ = ["at_rates", "kept_of", "scores_of", "unit_scores"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,6 +43,25 @@ def unit_scores(model: Model, channels: Channels) -> dict[str, Floats]:
         own = np.bincount(at[at >= 0], sums[at >= 0], minlength=group_of.size)
         totals[group_of.name] += own / (own.mean() or 1.0)
     return totals
+
+
+def scores_of(
+    model: Model, channels: Channels, given: Mapping[str, Floats]
+) -> Mapping[str, Floats]:
+    """{group: a score for each of its units}: what is given, or if nothing is, by L1.
+
+    Raises:
+        OptionError: what is given is of another model, or of this one with other channels.
+    """
+    if not given:
+        return unit_scores(model, channels)
+    for group in channels.groups:
+        if group.name not in given or len(given[group.name]) != group.size:
+            raise OptionError(
+                f"the scores of channels are of another model: the {group.size} units of "
+                f"{group.name!r} have none; run score-channels again"
+            )
+    return given
 
 
 def kept_of(count: int, rate: float, multiple: int) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from onnxdrp.channels.sensitivity import ChannelSensitivity
     from onnxdrp.datareaders import DataReader
     from onnxdrp.masks import Mask
     from onnxdrp.model import Model
@@ -70,6 +71,7 @@ class PassContext:
         channel_scores: {group of channels: a number for each unit, the lowest go first}, from
             ScoreChannels; empty: SelectChannels goes by the sizes of weights.
         removed: {group of channels: its units to be removed}, from SelectChannels and the like.
+        channel_curves: what removing channels of each group alone costs, from MeasureChannels.
         slim: the model as channels were removed from it, with nothing repaired.
         shortened: weights that lost inputs when channels were removed.
         ranges: {tensor name: low and high}, from Calibrate.
@@ -97,6 +99,7 @@ class PassContext:
     dense: "Model | None" = None
     channel_scores: "dict[str, npt.NDArray[np.float64]]" = field(default_factory=dict)
     removed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    channel_curves: "ChannelSensitivity | None" = None
     slim: "Model | None" = None
     shortened: frozenset[str] = frozenset()
     ranges: "dict[str, Range]" = field(default_factory=dict)

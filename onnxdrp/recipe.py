@@ -45,6 +45,7 @@ PASSES: dict[str, type[Pass]] = {
         passes.EqualizeGates,
         passes.CrossLayerEqualize,
         passes.ScoreChannels,
+        passes.MeasureChannels,
         passes.SelectChannels,
         passes.MaskChannels,
         passes.RemoveChannels,

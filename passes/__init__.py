@@ -19,6 +19,7 @@ from onnxdrp.passes.insert_qdq import InsertQdq
 from onnxdrp.passes.keep_float import KeepFloat
 from onnxdrp.passes.mask_channels import MaskChannels
 from onnxdrp.passes.match_moments import MatchMoments
+from onnxdrp.passes.measure_channels import MeasureChannels
 from onnxdrp.passes.measure_sensitivity import MeasureSensitivity
 from onnxdrp.passes.optimize import Optimize
 from onnxdrp.passes.prune_blocks import PruneBlocks
@@ -50,6 +51,7 @@ __all__ = [
     "KeepFloat",
     "MaskChannels",
     "MatchMoments",
+    "MeasureChannels",
     "MeasureSensitivity",
     "Optimize",
     "PruneBlocks",

@@ -1,24 +1,33 @@
-"""Choose the channels to remove, the same share of every group: those of the lowest score.
+"""Choose the channels to remove: of every group those of the lowest score.
 
 Fills ctx.removed {group: units that go}; the model is not touched. Which channels must go together
 is found in the graph (onnxdrp.channels); scores are those of score-channels, or if it has not run,
-the sizes of weights (onnxdrp.channels.choosing). The share is given, or found by bisection for a
-share of the multiply-adds.
+the sizes of weights (onnxdrp.channels.choosing). How many go is the same share of every group,
+given or found by bisection for a share of the multiply-adds; or, where it is known what that costs
+in each group (MeasureChannels), what costs no group more than a threshold
+(onnxdrp.channels.thresholding).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 from onnxdrp.channels import Channels, channels_of
 from onnxdrp.channels.choosing import at_rates, scores_of
 from onnxdrp.channels.cost import Cost
 from onnxdrp.channels.excluding import removable
+from onnxdrp.channels.sensitivity import load_channel_sensitivity
+from onnxdrp.channels.thresholding import by_threshold
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.model import Model
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 
 __all__ = ["SelectChannels"]
+
+Floats = npt.NDArray[np.float64]
 
 _HALVINGS = 20
 
@@ -27,8 +36,10 @@ _HALVINGS = 20
 class SelectChannels(Pass):
     """Choose channels.
 
-    Stats: `rate`, the share of each group; `macs` before and after; `groups` {group: [channels of
-    its first layer before, after]}; `skipped` {layer: why its channels stay}.
+    Stats: `rate`, the share of each group, or `threshold`, of the drop of the score, and `filled`,
+    how many multiples went beyond it; `macs` before and after; `groups` {group: [channels of its
+    first layer before, after]}; `skipped` {layer: why its channels stay}; `warnings` where the
+    ratio is not met within 1 % of the multiply-adds that should be left.
 
     Attributes:
         rate: share of the channels of each group, in [0, 1).
@@ -37,6 +48,8 @@ class SelectChannels(Pass):
         multiple: that the channels which stay are of; default: the target's.
         exclude: selectors of layers whose channels stay.
         auto_excludes: leave the outputs of the first and of the last convolution whole.
+        curves: a file of MeasureChannels, or of ctx.channel_curves; with a ratio. None: what is in
+            ctx.channel_curves, if MeasureChannels ran before; without it all groups lose one share.
     """
 
     name: ClassVar[str] = "select-channels"
@@ -47,6 +60,7 @@ class SelectChannels(Pass):
     multiple: int | None = None
     exclude: tuple[str, ...] = ()
     auto_excludes: bool = True
+    curves: str | None = None
 
     def __post_init__(self) -> None:
         if (self.rate is None) == (self.ratio is None):
@@ -57,6 +71,8 @@ class SelectChannels(Pass):
                 raise OptionError(f"{name} {value} is outside [0, 1)")
         if self.multiple is not None and self.multiple < 1:
             raise OptionError(f"multiple {self.multiple}: give 1 or more")
+        if self.curves is not None and self.ratio is None:
+            raise OptionError("curves belong to a ratio; give that instead of a rate")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises ModelError if nothing can be removed, OptionError if a selector matches none."""
@@ -66,22 +82,63 @@ class SelectChannels(Pass):
             raise ModelError(f"no channels can be removed: {next(iter(skipped.values()), '')}")
         scores, cost = scores_of(model, channels, ctx.channel_scores), Cost(model, channels)
         multiple = self.multiple or ctx.target.channel_multiple
-
-        def removed(rate: float) -> dict[str, list[int]]:
-            return at_rates(channels, scores, dict.fromkeys(groups, rate), multiple)
-
-        rate = self.rate
-        if rate is None:
-            assert self.ratio is not None
-            rate = _rate_of(lambda r: cost.macs(channels.alive(removed(r))), cost.whole, self.ratio)
-        ctx.removed = {name: tuple(units) for name, units in removed(rate).items()}
+        curves = ctx.channel_curves
+        if self.curves is not None:
+            curves = load_channel_sensitivity(self.curves)
+        how: dict[str, Any]
+        if self.ratio is not None and curves is not None:
+            curves.check(model, channels)
+            unknown = [name for name in groups if name not in curves.curves]
+            for name in unknown:
+                whole = dict.fromkeys(channels.group(name).makers, "its group was not measured")
+                skipped |= whole | {n: curves.skipped[n] for n in whole if n in curves.skipped}
+            groups = [name for name in groups if name in curves.curves]
+            if not groups:
+                raise ModelError("no group that may lose channels was measured")
+            chosen = by_threshold(channels, cost, scores, curves, groups, self.ratio, multiple)
+            removed = chosen.removed
+            how = {"threshold": chosen.threshold, "filled": chosen.filled}
+            how["warnings"] = self._missed(chosen.macs, cost.whole, multiple, chosen.met)
+        else:
+            rate = self._rate(channels, cost, scores, groups, multiple)
+            removed = at_rates(channels, scores, dict.fromkeys(groups, rate), multiple)
+            how = {"rate": rate}
+        ctx.removed = {name: tuple(units) for name, units in removed.items()}
         stats = {
-            "rate": rate,
+            **how,
             "macs": [cost.whole, cost.macs(channels.alive(ctx.removed))],
             "groups": widths(channels, ctx),
             "skipped": skipped,
         }
         return PassResult(modified=False, stats=stats)
+
+    def _rate(
+        self,
+        channels: Channels,
+        cost: Cost,
+        scores: Mapping[str, Floats],
+        groups: list[str],
+        multiple: int,
+    ) -> float:
+        """The share of each group that goes."""
+        if self.rate is not None:
+            return self.rate
+        assert self.ratio is not None  # one of them is given
+
+        def macs(rate: float) -> int:
+            removed = at_rates(channels, scores, dict.fromkeys(groups, rate), multiple)
+            return cost.macs(channels.alive(removed))
+
+        return _rate_of(macs, cost.whole, self.ratio)
+
+    def _missed(self, macs: int, whole: int, multiple: int, met: bool) -> list[str]:
+        if met:
+            return []
+        said = (
+            f"ratio {self.ratio:g} of the multiply-adds is not met: {1 - macs / whole:.4f} go, the "
+            f"nearest below that multiples of {multiple} channels and the rates measured allow"
+        )
+        return [said]
 
 
 def widths(channels: Channels, ctx: PassContext) -> dict[str, list[int]]:

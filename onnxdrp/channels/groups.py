@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onnxdrp.channels.lanes import Ints, Trace
+from onnxdrp.channels.lanes import Ints, Role, Trace
 from onnxdrp.channels.tracing import traced
 from onnxdrp.errors import OptionError
 from onnxdrp.layers import Layer, layers
@@ -127,13 +127,16 @@ class Channels:
         every = np.concatenate([np.empty(0, np.int64), *(m for _, m in found.values())])
         return [tensor for tensor, _ in found.values()], starts, every
 
-    def masks(self, model: Model, removed: Removed) -> dict[str, Mask]:
+    def masks(self, model: Model, removed: Removed, only: Role | None = None) -> dict[str, Mask]:
         """What is zero where channels are removed, of each weight of a layer that has some.
 
-        Both the outputs that make a removed channel and the inputs that sum over it are pruned.
+        Both the outputs that make a removed channel and the inputs that sum over it are pruned; or
+        one of them: without what is "read" the outputs of the model are the same as without both.
         """
         alive, found, tensors = self.alive(removed), dict[str, Bools](), model.tensors()
         for site in self.trace.sites:
+            if only not in (None, site.role):
+                continue
             keep = alive[site.atoms]
             if not site.weight or keep.all():
                 continue

@@ -1,0 +1,562 @@
+import json
+
+import numpy as np
+import pytest
+from builders import normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quantizing import parse
+
+from onnxdrp.channels import channels_of
+from onnxdrp.channels.choosing import at_rates, unit_scores
+from onnxdrp.channels.cost import Cost
+from onnxdrp.channels.losses import lost_shares
+from onnxdrp.channels.output_scores import score_of
+from onnxdrp.channels.sensitivity import (
+    ChannelSensitivity,
+    graph_print,
+    load_channel_sensitivity,
+)
+from onnxdrp.channels.thresholding import by_threshold
+from onnxdrp.datareaders import ArrayReader
+from onnxdrp.errors import DataError, ModelError, OptionError
+from onnxdrp.model import Model
+from onnxdrp.moments import Moments
+from onnxdrp.observe import Tap, observe
+from onnxdrp.passes import (
+    MeasureChannels,
+    RemoveChannels,
+    SelectChannels,
+)
+from onnxdrp.pipeline import PassContext
+from onnxdrp.unfold import Unfolding
+
+TEXT = """
+<ir_version: 10, opset_import: ["": 17]>
+net (float[N, 3, 8, 8] x) => (float[N, 5] y)
+<float[16, 3, 3, 3] w0, float[16] b0, float[24, 16, 3, 3] w1, float[24] b1, float[16, 24, 3, 3] w2,
+ float[16] b2, float[32, 16, 3, 3] w3, float[32] b3, float[32, 1, 3, 3] wd, float[32] bd,
+ float[16, 32, 1, 1] w4, float[16] b4, float[16, 64] w5, float[64] b5, float[64, 5] w6, float[5] b6>
+{
+    [conv0] h0 = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    [relu0] r0 = Relu (h0)
+    [conv1] h1 = Conv <pads = [1, 1, 1, 1]> (r0, w1, b1)
+    [relu1] r1 = Relu (h1)
+    [conv2] h2 = Conv <pads = [1, 1, 1, 1]> (r1, w2, b2)
+    [add] s = Add (h2, r0)
+    [conv3] h3 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (s, w3, b3)
+    [relu3] r3 = Relu (h3)
+    [deep] hd = Conv <group = 32, pads = [1, 1, 1, 1]> (r3, wd, bd)
+    [sig] rd = Sigmoid (hd)
+    [conv4] h4 = Conv (rd, w4, b4)
+    [pool] a = GlobalAveragePool (h4)
+    [flat] f = Flatten (a)
+    [fc] g = Gemm (f, w5, b5)
+    [relu5] r5 = Relu (g)
+    [last] z = MatMul (r5, w6)
+    [centred] y = Add (z, b6)
+}
+"""
+SHAPES = {
+    "w0": (16, 3, 3, 3), "b0": (16,), "w1": (24, 16, 3, 3), "b1": (24,), "w2": (16, 24, 3, 3),
+    "b2": (16,), "w3": (32, 16, 3, 3), "b3": (32,), "wd": (32, 1, 3, 3), "bd": (32,),
+    "w4": (16, 32, 1, 1), "b4": (16,), "w5": (16, 64), "b5": (64,), "w6": (64, 5),
+    "b6": (5,),
+}  # fmt: skip
+RATES = (0.25, 0.5, 0.75)
+
+
+def net(**changed) -> Model:
+    weights = {n: normal(s, i) for i, (n, s) in enumerate(SHAPES.items())}
+    return parse(TEXT, weights | {"b6": _CENTRE} | changed)
+
+
+def images(samples=40, seed=0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    colours = 2 * rng.standard_normal((samples, 3, 1, 1))
+    return (rng.standard_normal((samples, 3, 8, 8)) + colours).astype(np.float32)
+
+
+_CENTRE = np.zeros(5, np.float32)
+_CENTRE = (
+    -net().session().run(None, {"x": images()})[0].mean(0)
+)  # all classes are somewhere largest
+_MODEL = net()
+
+
+def reader(samples=40, batch=7, labels=None) -> ArrayReader:
+    arrays = {"x": images(samples)} | ({} if labels is None else {"y": labels})
+    return ArrayReader(arrays, _MODEL, batch=batch)
+
+
+def measured(model: Model, data: ArrayReader | None = None, **options) -> ChannelSensitivity:
+    ctx = PassContext(
+        reader=data or reader(),
+        checkpoint=options.pop("checkpoint", None),
+        workers=options.pop("workers", None),
+        progress=options.pop("progress", None),
+        seed=options.pop("seed", 0),
+    )
+    options.setdefault("rates", RATES)
+    step = MeasureChannels(auto_excludes=False, **options)
+    step.requires(model, ctx)
+    assert not step.run(model, ctx).modified
+    assert ctx.channel_curves is not None
+    return ctx.channel_curves
+
+
+def outputs(model: Model) -> np.ndarray:
+    return model.session().run(None, {"x": images()})[0]
+
+
+def without(model: Model, group: str, rate: float) -> Model:
+    """The model with the channels really taken out."""
+    channels, ctx, small = channels_of(model), PassContext(), model.clone()
+    ctx.removed = at_rates(channels, unit_scores(model, channels), {group: rate}, 1)
+    RemoveChannels().run(small, ctx)
+    return small
+
+
+def test_a_score_is_that_of_the_model_with_the_channels_taken_out():
+    model = net()
+    wanted = outputs(model)
+    assert np.bincount(wanted.argmax(1), minlength=5).min() > 2
+    signal = measured(model, score="signal")
+    agreement = measured(model)
+    assert list(signal.curves) == ["conv0", "conv1", "conv3", "conv4", "fc"]
+    assert (agreement.score, agreement.baseline, agreement.samples) == ("agreement", 1.0, 40)
+    for group in signal.curves:
+        for rate in RATES:
+            got = outputs(without(model, group, rate))
+            noise = np.sum((got - wanted) ** 2) / np.sum(wanted.astype(np.float64) ** 2)
+            assert signal.curves[group][rate] == pytest.approx(1 / (1 + noise), rel=1e-5)
+            same = np.mean(got.argmax(1) == wanted.argmax(1))
+            assert agreement.curves[group][rate] == pytest.approx(same, abs=1e-12)
+    found = [s for curve in agreement.curves.values() for s in curve.values()]
+    assert len(set(found)) > 5, "the scores tell groups and rates apart"
+
+
+def test_scores_do_not_depend_on_workers_or_batches_and_the_model_keeps_its_weights():
+    model = net()
+    before = model.fingerprint()
+    first = measured(model, score="signal", workers=1)
+    other = measured(model, reader(batch=40), score="signal", workers=3, memory_limit=1)
+    assert first.curves == other.curves
+    assert model.fingerprint() == before
+    assert measured(model, samples=11, seed=3).curves == measured(model, samples=11, seed=3).curves
+    assert measured(model, samples=11).samples == 11
+
+
+def test_labels_make_it_top_1_and_a_file_may_hold_the_score(tmp_path):
+    model, labels = net(), np.random.default_rng(0).integers(0, 5, 40)
+    wanted = outputs(model).argmax(1)
+    labels[:30] = wanted[:30]
+    top = measured(model, reader(labels=labels))
+    assert top.score == "top-1"
+    assert top.baseline == np.mean(wanted == labels)
+    got = outputs(without(model, "conv3", 0.5)).argmax(1)
+    assert top.curves["conv3"][0.5] == np.mean(got == labels)
+
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def half(got, wanted):\n"
+        "    return (got['y'].argmax(1) == wanted['y'].argmax(1)).mean() / 2\n"
+    )
+    own = measured(model, score=f"{file}:half")
+    agreement = measured(model)
+    assert own.baseline == 0.5
+    assert own.score.startswith("mine.py:half ")
+    assert own.curves["conv1"][0.75] == agreement.curves["conv1"][0.75] / 2
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("def f(a, b):\n    return a['z']\n", DataError, "mine.py:2: score .*mine.py:f: KeyError"),
+        ("def f(a, b):\n    return float('nan')\n", DataError, "gives nan"),
+        ("def g(a, b):\n    return 1\n", OptionError, "no function 'f'"),
+        ("import nothing_of_this_name\n", DataError, "mine.py:1: .*ModuleNotFoundError"),
+    ],
+)
+def test_what_is_wrong_with_a_users_score_is_said(tmp_path, text, error, said):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(error, match=said):
+        measured(net(), score=f"{file}:f")
+
+
+def test_scores_that_cannot_be_are_refused():
+    model = net()
+    with pytest.raises(OptionError, match="there are agreement, top-1, signal"):
+        measured(model, score="top1")
+    with pytest.raises(OptionError, match="no such file"):
+        measured(model, score="nowhere.py:f")
+    with pytest.raises(DataError, match="needs labels"):
+        measured(model, score="top-1")
+    flat = parse(
+        TEXT.replace("float[N, 5] y", "float[N, 16, 1, 1] a, float[N, 3, 8, 8] q").replace(
+            "[pool]", "[neg] q = Neg (x)\n    [pool]"
+        )
+    )
+    assert score_of(flat, None, None)[0] == "agreement"
+    maps = parse(
+        TEXT.replace("float[N, 5] y", "float[N, 3, 8, 8] q").replace(
+            "[pool]", "[neg] q = Neg (x)\n    [pool]"
+        )
+    )
+    assert score_of(maps, None, None)[0] == "signal"
+    with pytest.raises(OptionError, match="no output is"):
+        score_of(maps, "agreement", None)
+    for wrong in (
+        {"mode": "fast"},
+        {"rates": ()},
+        {"rates": (0.5, 0.5)},
+        {"rates": (0.0, 0.5)},
+        {"rates": (0.5, 1.0)},
+        {"samples": 0},
+        {"mode": "moments", "score": "signal"},
+    ):
+        with pytest.raises(OptionError):
+            MeasureChannels(**wrong)
+    with pytest.raises(DataError, match="--calib"):
+        MeasureChannels().requires(model, PassContext())
+
+
+class StoppedError(Exception):
+    pass
+
+
+class After:
+    """Ends the work after so many candidates."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.calls = most, 0
+
+    def __call__(self, _done: int, _total: int | None) -> None:
+        self.calls += 1
+        if self.calls == self.most:
+            raise StoppedError
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path):
+    model, file = net(), tmp_path / "model.sens.json"
+    whole = measured(model, score="signal")
+    with pytest.raises(StoppedError):
+        measured(model, score="signal", file=str(file), progress=After(7))
+    part = load_channel_sensitivity(file)
+    assert not part.complete
+    done = sum(map(len, part.curves.values()))
+    assert 6 <= done <= 7
+    with pytest.raises(OptionError, match="not complete"):
+        part.check(model, channels_of(model))
+    rest = After(1000)
+    found = measured(model, score="signal", file=str(file), progress=rest)
+    assert rest.calls == 15 - done
+    assert (found.curves, found.baseline) == (whole.curves, whole.baseline)
+    assert load_channel_sensitivity(file) == found
+    again = After(1)
+    assert measured(model, score="signal", file=str(file), progress=again).curves == whole.curves
+    assert again.calls == 0
+    other = measured(model, reader(samples=30), score="signal", file=str(file))
+    assert other.curves != whole.curves, "of other data nothing is taken over"
+
+
+@pytest.mark.parametrize("mode", ["outputs", "moments"])
+def test_a_checkpoint_is_gone_on_from_and_deleted(tmp_path, monkeypatch, mode):
+    worked = []
+
+    def spied(*args):
+        worked.append(args)
+        return lost_shares(*args)
+
+    monkeypatch.setattr("onnxdrp.passes.lost_channels.lost_shares", spied)
+    model, state, calls = net(), tmp_path / "state", After(10**6)
+    whole = measured(model, mode=mode, progress=calls)
+    all_work = len(worked) or calls.calls
+    with pytest.raises(StoppedError):
+        measured(model, mode=mode, checkpoint=state, progress=After(calls.calls - 1))
+    assert [p.name for p in tmp_path.iterdir()] == ["state.channels"]
+    worked.clear()
+    rest = After(10**6)
+    found = measured(model, mode=mode, checkpoint=state, progress=rest)
+    assert 0 < (len(worked) or rest.calls) < all_work
+    assert found.curves == whole.curves
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_something_else_is_not_written_over(tmp_path):
+    file = tmp_path / "notes.json"
+    file.write_text('{"format": "mine"}')
+    with pytest.raises(OptionError, match=r"notes\.json"):
+        measured(net(), file=str(file))
+    assert file.read_text() == '{"format": "mine"}'
+    with pytest.raises(OptionError, match="no folder"):
+        measured(net(), file=str(tmp_path / "not_there" / "a.json"))
+
+
+def test_a_file_comes_back_as_it_was(tmp_path):
+    model = net()
+    found = measured(model, file=str(tmp_path / "a.json"))
+    back = load_channel_sensitivity(tmp_path / "a.json")
+    assert back == found
+    assert back.complete
+    back.check(model, channels_of(model))
+    table = json.loads((tmp_path / "a.json").read_text())
+    assert table["format"] == "onnxdrp-channel-sensitivity"
+    assert table["curves"]["conv1"].keys() == {"0.25", "0.5", "0.75"}
+    assert "conv1" in str(found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other"},
+        {"version": 2},
+        {"curves": {"conv1": {"0.5": None}}},
+        {"curves": {"conv1": {"1.5": 1.0}}},
+        {"curves": {"conv1": {"0.5": "nan"}}},
+        {"curves": None},
+        {"baseline": "high"},
+        {"baseline": -1.0},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, change):
+    file = tmp_path / "a.json"
+    ChannelSensitivity({"conv1": {0.5: 0.9}}).save(file)
+    load_channel_sensitivity(file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(OptionError, match=r"a\.json.*name another file"):
+        load_channel_sensitivity(file)
+
+
+def test_a_file_is_tied_to_the_graph_and_not_to_the_values_of_weights():
+    model = net()
+    found = measured(model)
+    trained = net(w1=normal(SHAPES["w1"], 99))
+    found.check(trained, channels_of(trained))
+    weights = {n: normal(s, 7) for n, s in SHAPES.items()}
+    other = parse(TEXT.replace("[relu1] r1 = Relu (h1)", "[relu1] r1 = Add (h1, h1)"), weights)
+    assert graph_print(other, channels_of(other)) == found.graph, "the layers are the same"
+    narrow = {"w1": (20, 16, 3, 3), "b1": (20,), "w2": (16, 20, 3, 3)}
+    text = TEXT.replace("float[24", "float[20").replace("[16, 24, 3", "[16, 20, 3")
+    narrower = parse(text, weights | {n: normal(s, 7) for n, s in narrow.items()})
+    with pytest.raises(OptionError, match="another model"):
+        found.check(narrower, channels_of(narrower))
+    with pytest.raises(OptionError, match="another model"):
+        SelectChannels(ratio=0.5).run(narrower, PassContext(channel_curves=found))
+
+
+# ------------------------------------------------------------------------------------------ moments
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(2, 12), st.booleans())
+def test_what_a_layer_loses_is_the_residual_of_a_least_squares_fit(seed, groups, columns, biased):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((groups * 4, columns, 1)).astype(np.float32)
+    mix = rng.standard_normal((groups * columns, groups * columns))
+    rows = (rng.standard_normal((50, groups * columns)) @ mix + 1).astype(np.float32)
+    model = parse(
+        f"""<ir_version: 10, opset_import: ["": 17]>
+        net (float[N, {groups * columns}, 1] x) => (float[N, {groups * 4}, 1] y)
+        <float[{groups * 4}, {columns}, 1] w>
+        {{ [conv] y = Conv <group = {groups}> (x, w) }}""",
+        {"w": weight},
+    )
+    layer = Unfolding.of(model, model.nodes()[0])
+    observer = Moments(layer)
+    observer.update(rows[:, :, None])
+    stats = observer.result()
+    order = np.stack([rng.permutation(columns) for _ in range(groups)])
+    keeps = []
+    for count in sorted({columns, columns - 1, columns // 2, 1}, reverse=True):
+        keep = np.zeros((groups, columns), np.bool_)
+        np.put_along_axis(keep, order[:, :count], values=True, axis=1)
+        keeps.append(keep)
+    matrix = layer.matrix(weight)
+    found = lost_shares(matrix, stats.centred() if biased else stats, keeps, ridge=1e-12)
+    x = rows.astype(np.float64).reshape(50, groups, columns)
+    x = x - x.mean(0) if biased else x
+    power = sum(np.sum((x[:, g] @ matrix[g].T) ** 2) for g in range(groups))
+    for keep, share in zip(keeps, found, strict=True):
+        rest = 0.0
+        for g in range(groups):
+            wanted = x[:, g] @ matrix[g].T
+            kept = x[:, g][:, keep[g]]
+            rest += np.sum((wanted - kept @ np.linalg.lstsq(kept, wanted, rcond=None)[0]) ** 2)
+        assert share == pytest.approx(rest / power, rel=1e-4, abs=1e-7)
+
+
+def test_channels_that_others_make_up_for_cost_nothing_by_moments():
+    """Half of conv1 repeats the other half at a smaller scale: the L1 takes these first."""
+    weight, bias = normal(SHAPES["w1"], 2), normal(SHAPES["b1"], 3)
+    weight[12:], bias[12:] = weight[:12] / 2, bias[:12] / 2
+    model = net(w1=weight, b1=bias)
+    by_moments = measured(model, mode="moments")
+    assert by_moments.curves["conv1"][0.5] > 0.999
+    assert by_moments.curves["conv1"][0.75] < 0.95
+    by_outputs = measured(model, score="signal")
+    assert by_outputs.curves["conv1"][0.5] < 0.9995
+
+
+def test_by_moments_a_group_loses_the_mean_of_what_its_readers_lose():
+    """The group of conv0 is read by conv1 and conv3."""
+    model = net()
+    whole = measured(model, mode="moments").curves["conv0"]
+    channels, ctx = channels_of(model), PassContext()
+    gone = at_rates(channels, unit_scores(model, channels), {"conv0": 0.5}, 1)["conv0"]
+    keep = np.ones(16, np.bool_)
+    keep[gone] = False
+    parts = []
+    nodes = {n.name: n for n in model.nodes()}
+    for name, data, weight in (("conv1", "r0", "w1"), ("conv3", "s", "w3")):
+        layer = Unfolding.of(model, nodes[name])
+        stats = observe(model, reader(), {0: Tap(data, Moments(layer))})[0].centred()
+        columns = np.tile(keep, 9)[None]
+        parts.append(lost_shares(layer.matrix(model.weight(weight)), stats, [columns])[0])
+    assert not ctx.removed
+    assert whole[0.5] == pytest.approx(1 - np.mean(parts), rel=1e-9)
+    assert abs(parts[0] - parts[1]) > 1e-3
+
+
+def test_a_layer_whose_moments_are_too_large_is_passed_over_and_named():
+    model = net()
+    found = measured(model, mode="moments", moments_limit=6 * 8 * 150**2)
+    assert "conv2" in found.skipped  # 24 * 9 columns
+    assert "moments" in found.skipped["conv2"]
+    assert list(found.curves) == ["conv0", "conv3", "conv4", "fc"]
+    ctx = PassContext(channel_curves=found)
+    stats = SelectChannels(ratio=0.3, multiple=1, auto_excludes=False).run(model, ctx).stats
+    assert "conv1" in stats["skipped"]
+    assert "conv1" not in ctx.removed
+    with pytest.raises(ModelError, match="no group can be measured"):
+        measured(model, mode="moments", moments_limit=1)
+
+
+# ---------------------------------------------------------------------------------------- choosing
+
+
+def selected(model: Model, curves: ChannelSensitivity, ratio: float, multiple: int = 1):
+    ctx = PassContext(channel_curves=curves)
+    step = SelectChannels(ratio=ratio, multiple=multiple, auto_excludes=False)
+    stats = step.run(model, ctx).stats
+    return stats, {name: len(units) for name, units in ctx.removed.items()}
+
+
+GROUPS = {"conv0": 16, "conv1": 24, "conv3": 32, "conv4": 16, "fc": 64}
+
+
+def curves_of(model: Model, costs: dict[str, list[float]]) -> ChannelSensitivity:
+    rates = np.linspace(0, 0.9, len(next(iter(costs.values()))) + 1)[1:]
+    return ChannelSensitivity(
+        {
+            name: dict(zip(rates.tolist(), 1 - np.array(c), strict=True))
+            for name, c in costs.items()
+        },
+        graph=graph_print(model, channels_of(model)),
+    )
+
+
+def test_a_group_that_costs_nothing_goes_before_one_that_costs_much():
+    model = net()
+    costs = {name: [0.3, 0.6, 0.9] for name in GROUPS} | {"conv3": [1e-6, 2e-6, 3e-6]}
+    stats, gone = selected(model, curves_of(model, costs), 0.2)
+    assert gone["conv3"] > 0.6 * 32
+    assert all(gone.get(name, 0) <= 0.1 * size for name, size in GROUPS.items() if name != "conv3")
+    before, after = stats["macs"]
+    assert abs(after - 0.8 * before) <= 0.01 * 0.8 * before
+    assert stats["warnings"] == []
+    even = curves_of(model, {name: [0.3, 0.6, 0.9] for name in GROUPS})
+    _, gone = selected(model, even, 0.2)
+    shares = [gone[name] / size for name, size in GROUPS.items()]
+    assert max(shares) - min(shares) <= 0.07, "what costs alike goes alike"
+
+
+def test_between_measured_rates_the_curve_is_a_line_and_only_consecutive_rates_count():
+    """conv1 costs little at its highest rate, but not at those before."""
+    model = net()
+    costs = {name: [0.2, 0.4, 0.8] for name in GROUPS} | {"conv1": [0.8, 0.1, 0.1]}
+    curves = curves_of(model, costs)
+    assert curves.drops("conv1")[1].tolist() == pytest.approx([0, 0.8, 0.8, 0.8], rel=1e-4)
+    stats, gone = selected(model, curves, 0.3)
+    share = stats["threshold"]
+    assert 0 < share < 0.4
+    for name, (at, rates) in {"conv3": (0.2, 0.3), "conv1": (0.8, 0.3)}.items():
+        wanted = GROUPS[name] * rates * share / at
+        assert abs(gone.get(name, 0) - wanted) <= 1 + stats["filled"]
+
+
+def test_several_ratios_come_from_one_analysis_and_a_higher_one_takes_no_less():
+    model = net()
+    curves = measured(model, score="signal", rates=(0.1, 0.3, 0.5, 0.7, 0.9))
+    last = 0
+    for ratio in (0.0, 0.1, 0.25, 0.5, 0.75):
+        stats, gone = selected(model, curves, ratio)
+        before, after = stats["macs"]
+        assert abs(after - (1 - ratio) * before) <= 0.01 * (1 - ratio) * before
+        assert stats["warnings"] == []
+        assert sum(gone.values()) >= last
+        last = sum(gone.values())
+    assert not selected(model, curves, 0.0)[1]
+
+
+def test_a_ratio_that_cannot_be_met_is_nearest_below_and_said():
+    model = net()
+    curves = measured(model, score="signal")
+    stats, gone = selected(model, curves, 0.99)
+    assert 1 - stats["macs"][1] / stats["macs"][0] < 0.99
+    assert "0.99 of the multiply-adds is not met" in stats["warnings"][0]
+    assert all(n == round(0.75 * GROUPS[name]) for name, n in gone.items())
+    assert gone.keys() == GROUPS.keys()
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=5, max_size=5),
+    st.floats(0, 0.9),
+    st.sampled_from([1, 2, 8, 16]),
+)
+def test_no_more_goes_than_wanted_and_no_fitting_multiple_is_left(costs, ratio, multiple):
+    model = _MODEL
+    channels = channels_of(model)
+    cost, scores = Cost(model, channels), unit_scores(model, channels)
+    curves = curves_of(model, dict(zip(GROUPS, costs, strict=True)))
+    chosen = by_threshold(channels, cost, scores, curves, list(GROUPS), ratio, multiple)
+    assert chosen.macs == cost.macs(channels.alive(chosen.removed))
+    assert chosen.macs >= 0.99 * chosen.wanted - 1
+    for name, size in GROUPS.items():
+        gone = chosen.removed.get(name, [])
+        left = size - len(gone)
+        assert left == size or left % multiple == 0
+        order = np.argsort(scores[name], kind="stable")
+        assert gone == sorted(order[: size - left].tolist())
+        if not chosen.met and left > multiple:
+            fewer = (left - 1) // multiple * multiple
+            more = {**chosen.removed, name: sorted(order[: size - fewer].tolist())}
+            there = cost.macs(channels.alive(more))
+            assert there < 0.99 * chosen.wanted or 1 - fewer / size > 0.9
+
+
+def test_curves_belong_to_a_ratio_and_without_them_all_groups_lose_one_share(tmp_path):
+    model, file = net(), tmp_path / "a.json"
+    with pytest.raises(OptionError, match="belong to a ratio"):
+        SelectChannels(rate=0.5, curves="a.json")
+    curves = measured(model, file=str(file))
+    ctx = PassContext()
+    stats = (
+        SelectChannels(ratio=0.5, multiple=1, curves=str(file), auto_excludes=False)
+        .run(model, ctx)
+        .stats
+    )
+    assert stats["threshold"] > 0
+    given_curves = PassContext(channel_curves=curves)
+    SelectChannels(ratio=0.5, multiple=1, auto_excludes=False).run(model, given_curves)
+    assert given_curves.removed == ctx.removed
+    stats = SelectChannels(rate=0.5, multiple=1, auto_excludes=False).run(model, given_curves).stats
+    assert stats["rate"] == 0.5
+    assert {n: after / before for n, (before, after) in stats["groups"].items()} == dict.fromkeys(
+        GROUPS, 0.5
+    )
+    with pytest.raises(OptionError, match="can be read"):
+        SelectChannels(ratio=0.5, curves=str(tmp_path / "none.json")).run(model, PassContext())

@@ -44,8 +44,9 @@ Choices = dict[str, dict[float, Removed]]
 class MeasureChannels(Pass):
     """Remove channels of one group at a time, and score what is left.
 
-    Stats: `groups`, how many there are; `samples`; `score`, `baseline`; `worst`, the groups that
-    lose most at the middle rate, and what; `skipped` {layer: why its group is not measured}.
+    Stats: `groups`, how many there are; `samples`; `score`, `baseline`; `worst`, the groups whose
+    score drops most at the middle rate, and by which share; `skipped` {layer: why its group is not
+    measured, or why what it loses itself does not count}.
 
     Attributes:
         mode: "outputs", scores of the model's outputs, or "moments", 1 less the share of power
@@ -101,35 +102,12 @@ class MeasureChannels(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises ModelError if nothing can be removed, DataError where onnxruntime fails."""
         assert ctx.reader is not None  # see requires
-        channels = channels_of(model)
-        groups, skipped = removable(model, channels, self.exclude, self.auto_excludes)
-        reader = few(ctx.reader, self.samples, ctx.seed)
-        work = self._outputs if self.mode == "outputs" else self._moments
-        read = readers_of(model, channels)
-        scores = unit_scores(model, channels)
-        choices: Choices = {
-            name: {rate: at_rates(channels, scores, {name: rate}, 1) for rate in self.rates}
-            for name in groups
-            if name in read
-        }
-        if not choices:
-            raise ModelError(f"no channels can be removed: {next(iter(skipped.values()), '')}")
-        for name in groups:
-            if name not in read:
-                skipped |= dict.fromkeys(channels.group(name).makers, "no layer reads its channels")
-        found = ChannelSensitivity(
-            samples=count(reader),
-            seed=ctx.seed,
-            model="" if model.path is None else model.path.name,
-            graph=graph_print(model, channels),
-            skipped=skipped,
-            complete=False,
-        )
-        path = self._path(ctx)
-        for _ in work(model, channels, reader, ctx, choices, found, path):
+        task = self._task(model, ctx, few(ctx.reader, self.samples, ctx.seed))
+        found, path = task.found, self._path(ctx)
+        for _ in self._outputs(task, path) if self.mode == "outputs" else self._moments(task, path):
             if path is not None:
                 found.save(path)
-        found.curves = {name: found.curves[name] for name in choices if name in found.curves}
+        found.curves = {name: found.curves[name] for name in task.choices if name in found.curves}
         if not found.curves:
             raise ModelError(f"no group can be measured: {next(iter(found.skipped.values()), '')}")
         found.complete = True
@@ -139,6 +117,30 @@ class MeasureChannels(Pass):
             path.unlink(missing_ok=True)
         ctx.channel_curves = found
         return PassResult(modified=False, stats=self._stats(found))
+
+    def _task(self, model: Model, ctx: PassContext, reader: "DataReader") -> "_Task":
+        """What is to be tried. Raises ModelError if nothing can be removed."""
+        channels = channels_of(model)
+        groups, skipped = removable(model, channels, self.exclude, self.auto_excludes)
+        read, scores = readers_of(model, channels), unit_scores(model, channels)
+        choices: Choices = {}
+        for name in groups:
+            if name in read:
+                gone = {rate: at_rates(channels, scores, {name: rate}, 1) for rate in self.rates}
+                choices[name] = gone
+            else:
+                skipped |= dict.fromkeys(channels.group(name).makers, "no layer reads its channels")
+        if not choices:
+            raise ModelError(f"no channels can be removed: {next(iter(skipped.values()), '')}")
+        found = ChannelSensitivity(
+            samples=count(reader),
+            seed=ctx.seed,
+            model="" if model.path is None else model.path.name,
+            graph=graph_print(model, channels),
+            skipped=skipped,
+            complete=False,
+        )
+        return _Task(model, channels, reader, ctx, choices, found)
 
     def _stats(self, found: ChannelSensitivity) -> dict[str, object]:
         middle = self.rates[len(self.rates) // 2]
@@ -168,74 +170,74 @@ class MeasureChannels(Pass):
             raise OptionError(f"{path}: there is no folder {path.parent}; create it")
         return path
 
-    def _outputs(
-        self,
-        model: Model,
-        channels: Channels,
-        reader: "DataReader",
-        ctx: PassContext,
-        choices: Choices,
-        found: ChannelSensitivity,
-        path: Path | None,
-    ) -> Iterator[None]:
+    def _outputs(self, task: "_Task", path: Path | None) -> Iterator[None]:
         """Fill in scores of outputs; yields when there is something new."""
-        found.score, score = score_of(model, self.score, reader.labels)
-        if path is not None:
-            found.identity = self._identity(model, reader, found.score, choices)
-            _go_on(found, path)
+        found, reader = task.found, task.reader
+        found.score, score = score_of(task.model, self.score, reader.labels)
+        task.go_on(path, found.score)
         done = {(name, rate) for name, curve in found.curves.items() for rate in curve}
-        if len(done) == sum(map(len, choices.values())):
+        if len(done) == sum(map(len, task.choices.values())):
             return
-        trials = LoneChannels(model, channels, reader, score, ctx, self.memory_limit)
-        for name, rate, value in trials.measure(choices, done):
+        trials = LoneChannels(task.model, task.channels, reader, score, task.ctx, self.memory_limit)
+        for name, rate, value in trials.measure(task.choices, done):
             if name:
                 found.curves.setdefault(name, {})[rate] = value
             else:
                 found.baseline = value
             yield
 
-    def _moments(
-        self,
-        model: Model,
-        channels: Channels,
-        reader: "DataReader",
-        ctx: PassContext,
-        choices: Choices,
-        found: ChannelSensitivity,
-        path: Path | None,
-    ) -> Iterator[None]:
+    def _moments(self, task: "_Task", path: Path | None) -> Iterator[None]:
         """Fill in what is lost by moments; yields when there is something new."""
+        found = task.found
         found.score = "moments"
-        if path is not None:
-            found.identity = self._identity(model, reader, found.score, choices)
-            _go_on(found, path)
-        limits = {"memory_limit": self.memory_limit, "moments_limit": self.moments_limit}
-        lost = LostChannels(model, channels, reader, ctx, rows=self.rows, **limits)
+        task.go_on(path, f"{found.score} of {self.rows} rows")
+        lost = LostChannels(
+            task.model,
+            task.channels,
+            task.reader,
+            task.ctx,
+            rows=self.rows,
+            memory_limit=self.memory_limit,
+            moments_limit=self.moments_limit,
+        )
         found.skipped |= lost.skipped
-        known = {name: of for name, of in choices.items() if name in lost.groups}
+        known = {name: of for name, of in task.choices.items() if name in lost.groups}
         if not known.keys() - found.curves.keys():
             return
         for name, shares in lost.measure(known, set(found.curves)):
             found.curves[name] = {rate: 1 - share for rate, share in shares.items()}
             yield
 
-    def _identity(self, model: Model, reader: "DataReader", score: str, choices: Choices) -> str:
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """Choices to be tried, and what is found."""
+
+    model: Model
+    channels: Channels
+    reader: "DataReader"
+    ctx: PassContext
+    choices: Choices
+    found: ChannelSensitivity
+
+    def go_on(self, path: Path | None, score: str) -> None:
+        """Take over what is in a file, if it belongs to the same work. Raises OptionError."""
+        if path is None:
+            return
+        self.found.identity = self._identity(score)
+        if path.exists() and path.stat().st_size:
+            before = load_channel_sensitivity(path)
+            if before.identity == self.found.identity:
+                self.found.curves, self.found.baseline = before.curves, before.baseline
+
+    def _identity(self, score: str) -> str:
         """A hash of the model, the samples and what is measured."""
-        measured = score, self.rows if self.mode == "moments" else 0, choices
-        digest = hashlib.blake2b(f"{model.fingerprint()}{measured!r}".encode(), digest_size=16)
-        for batch in reader.batches():
+        what = f"{self.model.fingerprint()}{score}{self.choices!r}"
+        digest = hashlib.blake2b(what.encode(), digest_size=16)
+        for batch in self.reader.batches():
             for name, array in batch.items():
                 digest.update(f"{name}{array.shape}{array.dtype}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
-        if reader.labels is not None:
-            digest.update(np.ascontiguousarray(reader.labels).tobytes())
+        if self.reader.labels is not None:
+            digest.update(np.ascontiguousarray(self.reader.labels).tobytes())
         return digest.hexdigest()
-
-
-def _go_on(found: ChannelSensitivity, path: Path) -> None:
-    """Take over what is in a file, if it belongs to the same work."""
-    if not path.exists() or not path.stat().st_size:
-        return
-    before = load_channel_sensitivity(path)
-    if before.identity == found.identity:
-        found.curves, found.baseline = before.curves, before.baseline

@@ -88,17 +88,16 @@ class SelectChannels(Pass):
         how: dict[str, Any]
         if self.ratio is not None and curves is not None:
             curves.check(model, channels)
-            unknown = [name for name in groups if name not in curves.curves]
-            for name in unknown:
-                whole = dict.fromkeys(channels.group(name).makers, "its group was not measured")
-                skipped |= whole | {n: curves.skipped[n] for n in whole if n in curves.skipped}
+            for name in (name for name in groups if name not in curves.curves):
+                for maker in channels.group(name).makers:
+                    skipped[maker] = curves.skipped.get(maker, "its group was not measured")
             groups = [name for name in groups if name in curves.curves]
             if not groups:
-                raise ModelError("no group that may lose channels was measured")
+                raise ModelError("no group that may lose channels was measured; measure again")
             chosen = by_threshold(channels, cost, scores, curves, groups, self.ratio, multiple)
             removed = chosen.removed
             how = {"threshold": chosen.threshold, "filled": chosen.filled}
-            how["warnings"] = self._missed(chosen.macs, cost.whole, multiple, chosen.met)
+            how["warnings"] = [] if chosen.met else [self._missed(chosen.macs / cost.whole)]
         else:
             rate = self._rate(channels, cost, scores, groups, multiple)
             removed = at_rates(channels, scores, dict.fromkeys(groups, rate), multiple)
@@ -131,14 +130,11 @@ class SelectChannels(Pass):
 
         return _rate_of(macs, cost.whole, self.ratio)
 
-    def _missed(self, macs: int, whole: int, multiple: int, met: bool) -> list[str]:
-        if met:
-            return []
-        said = (
-            f"ratio {self.ratio:g} of the multiply-adds is not met: {1 - macs / whole:.4f} go, the "
-            f"nearest below that multiples of {multiple} channels and the rates measured allow"
+    def _missed(self, left: float) -> str:
+        return (
+            f"ratio {self.ratio:g} of the multiply-adds is not met: {1 - left:.4f} of them go, the "
+            "nearest below that the multiple of channels and the rates measured allow"
         )
-        return [said]
 
 
 def widths(channels: Channels, ctx: PassContext) -> dict[str, list[int]]:

@@ -49,7 +49,7 @@ class ChannelSensitivity:
         model: file name of the model, or "".
         graph: hash of the layers and groups.
         identity: hash of all that the figures depend on.
-        skipped: {layer: why its group was not measured}.
+        skipped: {layer: why its group was not measured, or what it loses itself does not count}.
         complete: False while scores are missing, after an interruption.
     """
 

@@ -4,6 +4,7 @@ context.json    seed, target, rates, reasons, ranges, quantization parameters
 ranges.json     the same ranges with extremes and counts, as `onnxdrp.ranges` writes them
 masks.npz       masks, as `onnxdrp.masks` writes them
 sensitivity.json  what quantizing each unit alone costs
+channels.json   what removing channels of each group alone costs
 reference.onnx  the float model that weights were rounded from
 dense.onnx      the float model before any weight was pruned
 slim.onnx       the model as channels were removed from it
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxdrp.channels.sensitivity import load_channel_sensitivity
 from onnxdrp.datareaders import DataReader, take
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.masks import load_masks, save_masks
@@ -58,6 +60,7 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
     """
     tables: dict[str, Any] = {name: getattr(ctx, name) for name in _PLAIN}
     tables["shortened"] = sorted(ctx.shortened)
+    tables["channel_scores"] = {name: s.tolist() for name, s in ctx.channel_scores.items()}
     tables["target"] = dataclasses.asdict(ctx.target)
     tables["ranges"] = {name: (r.low, r.high) for name, r in ctx.ranges.items()}
     tables["quantization"] = {name: _params(p) for name, p in ctx.quantization.items()}
@@ -70,6 +73,8 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
         save_masks(folder / "masks.npz", ctx.masks)
     if ctx.sensitivity is not None:
         ctx.sensitivity.save(folder / "sensitivity.json")
+    if ctx.channel_curves is not None:
+        ctx.channel_curves.save(folder / "channels.json")
     for name in _MODELS:
         if (model := getattr(ctx, name)) is not None:
             model.save(folder / f"{name}.onnx")
@@ -84,6 +89,8 @@ def load_context(folder: Path) -> PassContext:
         ctx = PassContext(target=_target(tables["target"]), **{n: tables[n] for n in _PLAIN})
         ctx.removed = {name: tuple(units) for name, units in ctx.removed.items()}
         ctx.shortened = frozenset(tables["shortened"])
+        scores = tables["channel_scores"].items()
+        ctx.channel_scores = {name: np.array(values, np.float64) for name, values in scores}
         ctx.ranges = {name: Range(*ends) for name, ends in tables["ranges"].items()}
         ctx.quantization = {name: QuantParams(**p) for name, p in tables["quantization"].items()}
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -94,6 +101,8 @@ def load_context(folder: Path) -> PassContext:
         ctx.masks = load_masks(folder / "masks.npz")
     if (folder / "sensitivity.json").exists():
         ctx.sensitivity = load_sensitivity(folder / "sensitivity.json")
+    if (folder / "channels.json").exists():
+        ctx.channel_curves = load_channel_sensitivity(folder / "channels.json")
     for name in _MODELS:
         if (folder / f"{name}.onnx").exists():
             setattr(ctx, name, Model.load(folder / f"{name}.onnx"))

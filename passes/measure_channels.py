@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from onnxdrp.channels import Channels, Removed, channels_of
-from onnxdrp.channels.choosing import at_rates, unit_scores
+from onnxdrp.channels.choosing import at_rates, scores_of
 from onnxdrp.channels.excluding import removable
 from onnxdrp.channels.output_scores import score_of
 from onnxdrp.channels.sensitivity import (
@@ -122,12 +122,13 @@ class MeasureChannels(Pass):
         """What is to be tried. Raises ModelError if nothing can be removed."""
         channels = channels_of(model)
         groups, skipped = removable(model, channels, self.exclude, self.auto_excludes)
-        read, scores = readers_of(model, channels), unit_scores(model, channels)
+        read, scores = readers_of(model, channels), scores_of(model, channels, ctx.channel_scores)
         choices: Choices = {}
         for name in groups:
             if name in read:
-                gone = {rate: at_rates(channels, scores, {name: rate}, 1) for rate in self.rates}
-                choices[name] = gone
+                choices[name] = {
+                    rate: at_rates(channels, scores, {name: rate}, 1) for rate in self.rates
+                }
             else:
                 skipped |= dict.fromkeys(channels.group(name).makers, "no layer reads its channels")
         if not choices:

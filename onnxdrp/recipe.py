@@ -47,6 +47,8 @@ PASSES: dict[str, type[Pass]] = {
         passes.ScoreChannels,
         passes.MeasureChannels,
         passes.SelectChannels,
+        passes.SearchChannels,
+        passes.ApplyChannels,
         passes.MaskChannels,
         passes.RemoveChannels,
         passes.SelectLayers,

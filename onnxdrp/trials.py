@@ -79,6 +79,7 @@ class Trials:
     Args:
         model: float; its variants have inputs and outputs of the same names.
         reader: the samples, all of which are held in memory.
+        threads: of each session; None: onnxruntime's choice.
 
     Attributes:
         samples: how many there are.
@@ -89,14 +90,15 @@ class Trials:
         DataError: the reader gives no samples.
     """
 
-    def __init__(self, model: "Model", reader: "DataReader") -> None:
+    def __init__(self, model: "Model", reader: "DataReader", threads: int | None = None) -> None:
         floats = [o for o in model.outputs if o.dtype is not None and o.dtype.kind == "f"]
         if not floats:
             raise ModelError("no output of the model is float; there is nothing to compare")
         self._names = [o.name for o in floats]
         self._scores = next((i for i, o in enumerate(floats) if has_classes(o)), None)
         self._pieces: list[_Piece] = []
-        session, inputs = model.session(), {info.name for info in model.inputs}
+        self._threads = threads
+        session, inputs = model.session(threads=threads), {info.name for info in model.inputs}
         for feed, valid in pieces(reader, static_batch([model])):
             given = {name: array for name, array in feed.items() if name in inputs}
             found = run_session(session, self._names, given)
@@ -161,7 +163,7 @@ class Trials:
 
     def _run(self, variant: "Model") -> "Iterator[tuple[list[Array], list[Array]]]":
         """(outputs in float, outputs of the variant) of each piece."""
-        session: onnxruntime.InferenceSession = variant.session()
+        session: onnxruntime.InferenceSession = variant.session(threads=self._threads)
         for piece in self._pieces:
             found = run_session(session, self._names, piece.feed)
             yield piece.outputs, self._valid(found, piece.feed, piece.samples)

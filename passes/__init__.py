@@ -1,6 +1,7 @@
 """The passes: one transform of a model a file."""
 
 from onnxdrp.passes.allocate_rates import AllocateRates
+from onnxdrp.passes.apply_channels import ApplyChannels
 from onnxdrp.passes.apply_masks import ApplyMasks
 from onnxdrp.passes.calibrate import Calibrate
 from onnxdrp.passes.check import Check
@@ -28,11 +29,13 @@ from onnxdrp.passes.refit_weights import RefitWeights
 from onnxdrp.passes.remove_channels import RemoveChannels
 from onnxdrp.passes.round_weights import RoundWeights
 from onnxdrp.passes.score_channels import ScoreChannels
+from onnxdrp.passes.search_channels import SearchChannels
 from onnxdrp.passes.select_channels import SelectChannels
 from onnxdrp.passes.select_layers import SelectLayers
 
 __all__ = [
     "AllocateRates",
+    "ApplyChannels",
     "ApplyMasks",
     "Calibrate",
     "Check",
@@ -60,6 +63,7 @@ __all__ = [
     "RemoveChannels",
     "RoundWeights",
     "ScoreChannels",
+    "SearchChannels",
     "SelectChannels",
     "SelectLayers",
 ]

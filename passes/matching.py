@@ -117,6 +117,7 @@ def matched(
     *,
     most: float,
     memory_limit: int,
+    wanted: Mapping[str, ChannelStats] | None = None,
 ) -> list[Matched]:
     """A copy of a model for each strength, matched side by side on the same samples.
 
@@ -128,13 +129,19 @@ def matched(
         strengths: of variances.
         most: the largest factor, and one over the smallest.
         memory_limit: bytes of activations held in memory.
+        wanted: {tensor: its moments in the float model}, where they are known: of what layers give
+            and of what they aim at. None: ctx.dense walks along.
     """
-    assert ctx.dense is not None
+    floats = {(_FLOAT, tensor): stats for tensor, stats in (wanted or {}).items()}
     start = model.clone()
     biases = own_biases(start, stops)
     found = {str(s): Matched(s, most, start, stops, biases) for s in strengths}
+    models = {name: one.model for name, one in found.items()}
+    if wanted is None:
+        assert ctx.dense is not None
+        models[_FLOAT] = ctx.dense
     walked = walk(
-        {_FLOAT: ctx.dense, **{name: one.model for name, one in found.items()}},
+        models,
         reader,
         [stop.cut for stop in stops],
         memory_limit=memory_limit,
@@ -144,7 +151,7 @@ def matched(
     with closing(walked):
         for at, stop in zip(walked, stops, strict=True):
             for turn in stop.rounds:
-                moments = at.observe(_taps(turn, (_FLOAT, *found)))
+                moments = floats | at.observe(_taps(turn, list(models)))
                 for name, copy in found.items():
                     for one in turn:
                         copy.match(one, [_Seen.of(use, name, moments) for use in one.uses])

@@ -15,18 +15,27 @@ from onnxdrp.errors import ModelError
 from onnxdrp.layers import layers
 from onnxdrp.model import Model
 
-__all__ = ["Cost"]
+__all__ = ["Cost", "LayerCost"]
 
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class LayerCost:
+    """A layer.
+
+    Attributes:
+        macs: of it as it is.
+        made: the atoms of its outputs; None where they stay.
+        read: of the inputs that it sums over.
+    """
+
     macs: int
     made: Ints | None
     read: Ints | None
 
     def left(self, alive: Bools) -> float:
+        """Its multiply-adds with only these atoms left."""
         shares = (alive[atoms].mean() for atoms in (self.made, self.read) if atoms is not None)
         left = float(self.macs)
         for share in shares:
@@ -41,12 +50,15 @@ class Cost:
         model: with shapes.
         channels: of it.
 
+    Attributes:
+        layers: in graph order.
+
     Raises:
         ModelError: the multiply-adds of a layer are not known; names it, and why.
     """
 
     def __init__(self, model: Model, channels: Channels) -> None:
-        trace, self._layers = channels.trace, list[_Layer]()
+        trace, self.layers = channels.trace, list[LayerCost]()
         for layer in layers(model):
             if layer.baseline_mac is None:
                 raise ModelError(
@@ -55,13 +67,13 @@ class Cost:
                 )
             made, read = trace.made.get(layer.name), trace.read.get(layer.name)
             each_its_own = layer.depthwise and made is not None
-            self._layers.append(_Layer(layer.baseline_mac, made, None if each_its_own else read))
+            self.layers.append(LayerCost(layer.baseline_mac, made, None if each_its_own else read))
 
     @property
     def whole(self) -> int:
         """Of the model as it is, for one image."""
-        return sum(layer.macs for layer in self._layers)
+        return sum(layer.macs for layer in self.layers)
 
     def macs(self, alive: Bools) -> int:
         """With only these atoms left."""
-        return round(sum(layer.left(alive) for layer in self._layers))
+        return round(sum(layer.left(alive) for layer in self.layers))

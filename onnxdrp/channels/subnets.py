@@ -1,0 +1,252 @@
+"""Sub-networks: how many channels each group keeps, by a rate for each, and what that costs.
+
+At a rate the same number of units stays of each block as onnxdrp.channels.choosing keeps; those of
+the lowest scores go. Of a block all units are in the same tensors, equally often, so what a layer
+costs is known from the numbers n that stay of the blocks alone,
+
+    multiply-adds = sum over layers  m * (a0 + sum_b a_b n_b) * (c0 + sum_b c_b n_b)
+
+with a of its outputs and c of the inputs that it sums over: thousands of sub-networks a second.
+
+Random ones are drawn as EagleEye does (Li et al. 2020; AMD's Vitis AI Optimizer), for a share r of
+the multiply-adds that is to go: for each group
+
+    mu ~ U(r/2, r) if r >= 1/2 else U(0, r/2),    sigma ~ U(0, 0.3)
+    rate = clip(N(mu, sigma), 0.05, 0.9)
+
+and accepted if less than 0.01 away from r. Here all rates of a draw are first shifted alike, to
+where they come nearest to r: few draws of large networks would be accepted otherwise. The first
+draw is the uniform one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdrp.channels.choosing import kept_of, unit_scores
+from onnxdrp.channels.cost import Cost
+from onnxdrp.channels.groups import Channels
+from onnxdrp.channels.lanes import Ints
+from onnxdrp.errors import ModelError, OptionError
+from onnxdrp.model import Model
+
+__all__ = ["HIGHEST", "Subnet", "Subnets"]
+
+Floats = npt.NDArray[np.float64]
+
+HIGHEST = 0.9  # of all rates
+_LOWEST = 0.05  # of a drawn rate
+_NEAR = 0.01  # of the share of multiply-adds that is asked for
+_HALVINGS = 16
+_DRAWS = 200  # without a new sub-network, until it is held that there is none
+
+
+@dataclass(frozen=True)
+class Subnet:
+    """A choice of rates.
+
+    Attributes:
+        rates: {group: share of its channels that was asked for}.
+        kept: how many units stay of each block of the groups; equal ones are equal sub-networks.
+        share: of the multiply-adds that goes.
+    """
+
+    rates: Mapping[str, float]
+    kept: tuple[int, ...]
+    share: float
+
+    @property
+    def key(self) -> str:
+        """What tells it from others of these groups."""
+        return " ".join(map(str, self.kept))
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Units of a group that are in the same tensors.
+
+    Attributes:
+        group: its number.
+        order: places of the units in the group, those that go first at the front.
+        step: how many units make the wanted multiple of channels.
+    """
+
+    group: int
+    order: Ints
+    step: int
+
+
+class Subnets:
+    """All choices of rates for some groups of a model.
+
+    Args:
+        model: with shapes.
+        channels: of it.
+        groups: names of those that may lose channels.
+        multiple: that the channels which stay are of, in each tensor.
+
+    Attributes:
+        channels: of the model.
+        groups: names.
+        whole: multiply-adds of the model as it is.
+
+    Raises:
+        ModelError: there are no groups, or the multiply-adds of a layer are not known.
+    """
+
+    def __init__(
+        self, model: Model, channels: Channels, groups: Sequence[str], multiple: int
+    ) -> None:
+        if not groups:
+            raise ModelError("no group of channels may be removed; exclude fewer layers")
+        self.channels, self.groups = channels, tuple(groups)
+        scores, cost = unit_scores(model, channels), Cost(model, channels)
+        self.whole = cost.whole
+        self._blocks: list[_Block] = []
+        number = np.full(int(channels.unit.max(initial=-1)) + 2, -1)
+        for i, name in enumerate(groups):
+            group = channels.group(name)
+            for block in group.blocks():
+                order = block[np.argsort(scores[group.name][block], kind="stable")]
+                number[group.units[block]] = len(self._blocks)
+                self._blocks.append(_Block(i, order, group.step(int(block[0]), multiple)))
+        self._sizes = np.array([len(b.order) for b in self._blocks])
+        self._macs = np.array([layer.macs for layer in cost.layers], np.float64)
+        of_atom = number[channels.unit]  # -1, of what stays, is the last
+        self._made = self._shares([layer.made for layer in cost.layers], of_atom)
+        self._read = self._shares([layer.read for layer in cost.layers], of_atom)
+
+    def at(self, rates: Mapping[str, float]) -> Subnet:
+        """The sub-network with these rates; groups that are not named stay whole.
+
+        Raises:
+            OptionError: a group is not among these, or a rate is outside [0, 1).
+        """
+        if unknown := rates.keys() - set(self.groups):
+            raise OptionError(
+                f"no channels of {min(unknown)!r} may be removed; groups are "
+                + ", ".join(map(repr, self.groups))
+            )
+        return self._subnet(np.array([rates.get(name, 0.0) for name in self.groups]))
+
+    def removed(self, subnet: Subnet) -> dict[str, tuple[int, ...]]:
+        """{group: its units that go}, of groups that lose some."""
+        gone: dict[str, list[int]] = {}
+        for block, kept in zip(self._blocks, subnet.kept, strict=True):
+            lost = block.order[: len(block.order) - kept]
+            gone.setdefault(self.groups[block.group], []).extend(lost.tolist())
+        return {name: tuple(sorted(units)) for name, units in gone.items() if units}
+
+    def gone(self, subnet: Subnet) -> dict[str, float]:
+        """{group: share of its channels that goes}, which rounding makes other than the rate."""
+        lost, size = np.zeros(len(self.groups)), np.zeros(len(self.groups))
+        for block, kept in zip(self._blocks, subnet.kept, strict=True):
+            lost[block.group] += len(block.order) - kept
+            size[block.group] += len(block.order)
+        return dict(zip(self.groups, (lost / size).tolist(), strict=True))
+
+    @property
+    def most(self) -> float:
+        """The largest share of the multiply-adds that can go."""
+        return self._subnet(np.full(len(self.groups), HIGHEST)).share
+
+    def uniform(self, ratio: float) -> Subnet:
+        """All groups at one rate, that comes nearest to a share of the multiply-adds."""
+        return self.shifted(np.zeros(len(self.groups)), ratio)
+
+    def random(self, random: np.random.Generator, ratio: float) -> Subnet:
+        """One drawn, and shifted to where it comes nearest to a share of the multiply-adds."""
+        count = len(self.groups)
+        mu = (
+            random.uniform(ratio / 2, ratio, count)
+            if ratio >= 0.5
+            else (random.uniform(0, ratio / 2, count))
+        )
+        sigma = random.uniform(0, 0.3, count)
+        return self.shifted(np.clip(random.normal(mu, sigma), _LOWEST, HIGHEST), ratio)
+
+    def sample(self, ratio: float, count: int, seed: int) -> list[Subnet]:
+        """So many different sub-networks, or all that are found; more of them begin alike.
+
+        Args:
+            ratio: share of the multiply-adds that goes, to 0.01; where no sub-network comes that
+                near, to 0.01 more than the nearest.
+            count: how many.
+            seed: draws them.
+
+        Raises:
+            OptionError: `ratio` is not in (0, 1), or so much cannot go.
+        """
+        if not 0 < ratio < 1:
+            raise OptionError(f"ratio {ratio} is outside (0, 1); 0.5 removes half")
+        if ratio > (most := self.most) + _NEAR:
+            raise OptionError(
+                f"ratio {ratio}: no more than {most:.3f} of the multiply-adds can be removed from "
+                f"{len(self.groups)} groups; ask for less, or exclude fewer layers"
+            )
+        near: list[Subnet] = []
+        far: list[Subnet] = []
+        for subnet in self._different(ratio, seed):
+            (near if abs(subnet.share - ratio) < _NEAR else far).append(subnet)
+            if len(near) == count:
+                break
+        if not near:
+            limit = min(abs(s.share - ratio) for s in far) + _NEAR
+            near = [s for s in far if abs(s.share - ratio) < limit]
+        return near[:count]
+
+    def _different(self, ratio: float, seed: int) -> Iterator[Subnet]:
+        """Sub-networks that were not met before, until no draw gives any."""
+        random, known = np.random.default_rng(seed), set[tuple[int, ...]]()
+        subnet, idle = self.uniform(ratio), 0
+        while idle < _DRAWS:
+            idle += 1
+            if subnet.kept not in known:
+                known.add(subnet.kept)
+                idle = 0
+                yield subnet
+            subnet = self.random(random, ratio)
+
+    def shifted(self, rates: Floats, ratio: float) -> Subnet:
+        """All rates, [groups], shifted alike to where nearly this share of multiply-adds goes."""
+        low, high = -1.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            if self._share(self._kept(np.clip(rates + middle, 0, HIGHEST))) > ratio:
+                high = middle
+            else:
+                low = middle
+        both = [self._subnet(np.clip(rates + shift, 0, HIGHEST)) for shift in (low, high)]
+        return min(both, key=lambda s: abs(s.share - ratio))
+
+    def _subnet(self, rates: Floats) -> Subnet:
+        kept = self._kept(rates)
+        named = dict(zip(self.groups, rates.round(6).tolist(), strict=True))
+        return Subnet(named, tuple(kept.tolist()), self._share(kept))
+
+    def _kept(self, rates: Floats) -> Ints:
+        return np.array(
+            [
+                kept_of(len(b.order), rates[b.group], b.step) if rates[b.group] else len(b.order)
+                for b in self._blocks
+            ]
+        )
+
+    def _share(self, kept: Ints) -> float:
+        """Of the multiply-adds that goes."""
+        part = np.append(kept / self._sizes, 1.0)
+        left = self._macs * (self._made @ part) * (self._read @ part)
+        return float(1 - left.sum() / self._macs.sum())
+
+    def _shares(self, atoms: Sequence[Ints | None], block: Ints) -> Floats:
+        """[layers, blocks and what stays]: the share of some atoms that is of each."""
+        count = len(self._blocks) + 1
+        rows = np.zeros((len(atoms), count))
+        for row, own in zip(rows, atoms, strict=True):
+            if own is None:
+                row[-1] = 1
+            else:
+                row += np.bincount(block[own] % count, minlength=count) / len(own)
+        return rows

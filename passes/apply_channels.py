@@ -1,0 +1,60 @@
+"""Choose the channels that an earlier decision names, read from a file (onnxdrp.channels.spec).
+
+Fills ctx.removed {group: units that go}; the model is not touched. Its weights may be others than
+when the decision was made: where it was fine-tuned with these channels masked, to remove them
+changes no output.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxdrp.channels import channels_of
+from onnxdrp.channels.spec import load_spec
+from onnxdrp.errors import OptionError
+from onnxdrp.model import Model
+from onnxdrp.passes.select_channels import widths
+from onnxdrp.pipeline import Pass, PassContext, PassResult
+
+__all__ = ["ApplyChannels"]
+
+
+@dataclass(frozen=True)
+class ApplyChannels(Pass):
+    """Choose the channels of a file.
+
+    Stats: `groups` {group: [units before, after]}; `zeros`, the share that is zero already of the
+    weights that make or read these channels: 1 in a model that was masked and stayed so.
+
+    Attributes:
+        file: of a decision, or of a Pareto front.
+        net_id: the point of the front.
+    """
+
+    name: ClassVar[str] = "apply-channels"
+    keeps_results: ClassVar[bool] = True
+
+    file: str = ""
+    net_id: int | None = None
+
+    def requires(self, model: Model, ctx: PassContext) -> None:
+        """A file is named."""
+        if not self.file:
+            raise OptionError("no file is named; give one of channels")
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        """Raises OptionError if the file cannot be read, or does not fit the model."""
+        spec, channels = load_spec(self.file, self.net_id), channels_of(model)
+        try:
+            spec.check(channels)
+        except OptionError as e:
+            raise OptionError(f"{self.file}: {e}") from e
+        ctx.removed = dict(spec.removed)
+        masks = channels.masks(model, ctx.removed)
+        going = sum(mask.size - mask.count for mask in masks.values())
+        left = sum(
+            int(np.count_nonzero(model.weight(name)[~mask.keep])) for name, mask in masks.items()
+        )
+        stats = {"groups": widths(channels, ctx), "zeros": 1 - left / max(going, 1)}
+        return PassResult(modified=False, stats=stats)

@@ -3,7 +3,8 @@
 Fills ctx.channel_scores {group: a number for each unit}; the model is not touched. From data, the
 number is what the layers that sum over the group's channels lose with this unit and with all that
 go before it, when their weights are re-fitted to what is left (onnxdrp.channels.scoring): the sum
-of their shares of the variance of what they give. So at any rate the lowest are the best to go.
+of their shares of the variance of what they give; of the mean square, where a layer has no bias to
+fit. So at any rate the lowest are the best to go.
 """
 
 from collections import Counter, defaultdict
@@ -21,6 +22,7 @@ from onnxdrp.channels.scoring import Losses
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.model import Model
 from onnxdrp.moments import ChannelMoments, Moments, MomentStats, too_large
+from onnxdrp.passes.biases import Biases, BiasPlace
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.segments import default_cuts
 from onnxdrp.taps import Tap
@@ -116,6 +118,7 @@ class ScoreChannels(Pass):
             at[reader.data][reader.name] = reader
         if not at:
             return
+        biases, nodes = Biases(model), {node.name: node for node in model.nodes()}
         stops = walk(
             model,
             ctx.reader,
@@ -131,7 +134,8 @@ class ScoreChannels(Pass):
             }
             seen = stop.observe(taps)
             for name, reader in here.items():
-                losses.add(reader, _power(seen.pop(name), reader))
+                biased = isinstance(biases.place(nodes[name]), BiasPlace)
+                losses.add(reader, _power(seen.pop(name), reader, biased))
 
     def _observer(
         self, reader: Reader, ctx: PassContext, by_activation: bool
@@ -161,12 +165,14 @@ class ScoreChannels(Pass):
         return whys
 
 
-def _power(stats: Any, reader: Reader) -> Floats:
-    """Covariance of the columns, [g, k, k], or their variances, [g, k]."""
+def _power(stats: Any, reader: Reader, biased: bool) -> Floats:
+    """Covariance of the columns, [g, k, k], or their variances, [g, k]; without a bias about 0."""
     if isinstance(stats, MomentStats):
-        return stats.centred().xx / max(stats.count, 1)
+        found = stats.centred() if biased else stats
+        return found.xx / max(stats.count, 1)
     groups, _, columns = reader.matrix.shape
-    each = stats.variance.reshape(groups, -1)
+    power = stats.variance if biased else stats.variance + np.square(stats.mean)
+    each = power.reshape(groups, -1)
     return np.tile(each, (1, columns // each.shape[1]))
 
 

@@ -139,12 +139,13 @@ def loss(model, channels, removed, activation=False):
             gone = ~way.matrix(keep).any(axis=1)
         if activation or node.op == "ConvTranspose":
             seen = observe(model, data(model), {0: Tap(tensor, ChannelMoments(1))})[0]
-            h = seen.variance.reshape(len(matrix), -1)
+            mean = 0 if node.op in ("Conv", "Gemm") else seen.mean  # others have no bias to fit
+            h = (seen.variance + np.square(mean)).reshape(len(matrix), -1)
             h = np.tile(h, (1, matrix.shape[2] // h.shape[1]))
             whole = np.square(matrix) * h[:, None]
         else:
-            seen = observe(model, data(model), {0: Tap(tensor, Moments(way))})[0].centred()
-            h = seen.xx / seen.count
+            seen = observe(model, data(model), {0: Tap(tensor, Moments(way))})[0]
+            h = (seen if node.op == "MatMul" else seen.centred()).xx / seen.count
             whole = matrix * (matrix @ h)
         lost = [least(w, p, g) for w, p, g in zip(matrix, damped(h), gone, strict=True)]
         total += np.sum(lost) / whole.sum()
@@ -184,10 +185,12 @@ def test_selected_are_the_lowest_and_any_rate_takes_a_start_of_the_same_order():
     assert by_weights.removed != ctx.removed
 
 
-def test_what_others_can_make_up_for_goes_though_its_weights_are_large():
+def test_what_others_can_make_up_for_goes_though_its_weights_are_larger():
     text, weights = MODELS["residual"]
     weights = {name: w.copy() for name, w in weights.items()}
-    weights["wb"][4:] = 2 * weights["wb"][:4]  # b has each channel twice, the second is larger
+    weights["wb"][4:] = weights["wb"][:4]  # b has each channel twice
+    weights["wb"][[0, 1, 4, 5]] /= 2  # and two of them small, which c makes large
+    weights["wc"][:, [0, 1, 4, 5]] *= 2
     model = parse(text, weights)
     PassManager([InferShapes()]).run(model)
     feeds = {"x": np.concatenate([b["x"] for b in data(model, seed=5).batches()])}
@@ -204,7 +207,8 @@ def test_what_others_can_make_up_for_goes_though_its_weights_are_large():
         )
         assert small.weight("wb").shape[0] == 4
         errors[score] = float(np.square(outputs_of(small, feeds)[0] - want).mean() / want.var())
-    assert errors["second-order"] < 1e-3
+    assert errors["second-order"] < 1e-2
+    assert errors["l1"] > 0.05
     ctx, _ = run(model, ScoreChannels(), SelectChannels(rate=0.5, multiple=1))
     (gone,) = ctx.removed.values()
     assert {unit % 4 for unit in gone} == {0, 1, 2, 3}

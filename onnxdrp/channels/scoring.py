@@ -39,7 +39,7 @@ Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-_ROUND = 16  # a round takes this part of the units that are left; one at a time was no better
+_ROUND = 16  # a round takes this part of the units that are left; single ones are no better
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,8 @@ class Losses:
 
         Args:
             reader: the layer.
-            power: covariance of what it reads, [g, k, k], or variances, [g, k].
+            power: covariance of what it reads, [g, k, k], or variances, [g, k]; moments about 0
+                where it has no bias.
 
         Raises:
             DataError: the covariance is not positive definite.

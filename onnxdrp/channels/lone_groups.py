@@ -1,0 +1,283 @@
+"""What removing channels of one group alone does: to what its readers give, and to the outputs.
+
+    e(r) = mean over the group's readers of  min |W x - W' x - b|^2 / |W x - mean|^2
+    rise(r) = s * e(r)               s = (loss with the group at its highest rate - loss) / e there
+
+W' is zero where the columns of removed channels were; what is left is fitted to the reader's own
+output, from moments alone (onnxdrp.pruning_curves), so e is what no repair of that layer makes up
+for. The loss (onnxdrp.label_free_loss) is looked at once for each group, on a few samples, with its
+readers so fitted: at the first of them the model is run on to its outputs (onnxdrp.walk). The slope
+s is at least a tenth of the median of all groups': what is less is by chance.
+
+Removing a channel is the same as having nobody read it: makers are left as they are. A reader that
+cannot be fitted (of a ConvTranspose, stored as integers) loses its columns unrepaired, and counts
+in e by the share of |W| that lies there.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdrp.channels.groups import Channels
+from onnxdrp.dataflow import ordered
+from onnxdrp.datareaders import DataReader
+from onnxdrp.label_free_loss import LabelFreeLoss
+from onnxdrp.masks import Mask
+from onnxdrp.model import Model
+from onnxdrp.moments import Moments, MomentStats, too_large
+from onnxdrp.passes.sweeps import Mended, centred, own_biases, sweep, without
+from onnxdrp.pruning_curves import fit_to_own
+from onnxdrp.taps import Tap
+from onnxdrp.unit_sensitivity import few
+from onnxdrp.walk import Stop, walk
+
+__all__ = ["Lone", "lone_groups"]
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+_LEAST_SLOPE = 0.1
+_COPIES = 4  # of X'X, at most at a time
+
+
+@dataclass(frozen=True)
+class Lone:
+    """What one group does alone.
+
+    Attributes:
+        errors: {rate: what stays wrong at its readers, a share of their variance}.
+        slope: by how much the loss rises for each 1 of that.
+    """
+
+    errors: dict[float, float]
+    slope: float
+
+    @property
+    def rises(self) -> dict[float, float]:
+        """{rate: by how much the loss rises}."""
+        return {rate: self.slope * error for rate, error in self.errors.items()}
+
+
+@dataclass(eq=False)
+class _Probe:
+    """A group: the masks of its readers' weights by rate, and what comes of them.
+
+    Attributes:
+        masks: {rate: {weight: mask}}.
+        changed: {stored tensor: its values at the highest rate}.
+    """
+
+    masks: dict[float, dict[str, Mask]]
+    changed: dict[str, Array] = field(default_factory=dict)
+    _shares: dict[float, list[float]] = field(default_factory=dict)
+
+    @property
+    def top(self) -> float:
+        """The highest rate."""
+        return max(self.masks)
+
+    def add(self, rate: float, share: float) -> None:
+        """What stays wrong at a weight's layers."""
+        self._shares.setdefault(rate, []).append(min(max(share, 0.0), 1.0))
+
+    def leave(self, model: Model, weights: set[str]) -> None:
+        """Weights that cannot be fitted just lose their inputs."""
+        for rate, masks in self.masks.items():
+            for name in masks.keys() & weights:
+                own = model.weight(name)
+                kept = masks[name].apply(own)
+                whole = float(np.abs(own, dtype=np.float64).sum())
+                self.add(rate, 1 - float(np.abs(kept, dtype=np.float64).sum()) / (whole or 1.0))
+                if rate == self.top:
+                    self.changed[name] = kept
+
+    def errors(self) -> dict[float, float]:
+        """{rate: the mean over the weights}, never less than at a lower rate."""
+        rates = sorted(self.masks)
+        shares = (self._shares.get(rate, ()) for rate in rates)
+        means = [math.fsum(of) / max(len(of), 1) for of in shares]
+        return dict(zip(rates, np.maximum.accumulate(means).tolist(), strict=True))
+
+
+def lone_groups(
+    model: Model,
+    float_model: Model,
+    channels: Channels,
+    removed: Mapping[str, Mapping[float, Sequence[int]]],
+    reader: DataReader,
+    loss: LabelFreeLoss,
+    *,
+    samples: int = 64,
+    rows: int = 8192,
+    seed: int = 0,
+    memory_limit: int = 1 << 30,
+    moments_limit: int = 1 << 32,
+    workers: int | None = None,
+) -> dict[str, Lone]:
+    """What each group does alone.
+
+    Args:
+        model: as it is now; is not changed.
+        float_model: that the loss compares it to; has tensors of the same names.
+        channels: of the model.
+        removed: {group: {rate: its units that go}}.
+        reader: the data.
+        loss: of the outputs.
+        samples: on which the loss is looked at.
+        rows: of a layer's input that are looked at, if there are more.
+        seed: draws both.
+        memory_limit: bytes of activations held in memory.
+        moments_limit: a reader whose X'X takes more bytes, in four copies, is not fitted.
+        workers: threads.
+
+    Raises:
+        DataError: the reader gives nothing, or an activation is not finite.
+    """
+    probes = {
+        name: _Probe({rate: _unread(model, channels, name, units) for rate, units in by.items()})
+        for name, by in removed.items()
+        if by
+    }
+    changed = model.clone()
+    weights = {w for probe in probes.values() for masks in probe.masks.values() for w in masks}
+
+    def why_not(one: Mended) -> str:
+        if one.name not in weights:
+            return "none of its inputs are removed"
+        return too_large(one.uses[0].unfolding, moments_limit, _COPIES)
+
+    stops, _ = without(sweep(changed, weights)[0], why_not)
+    biases = own_biases(changed, stops)
+    fitted = {one.name for stop in stops for one in stop.weights}
+    for probe in probes.values():
+        probe.leave(changed, weights - fitted)
+    common: dict[str, Any] = {"memory_limit": memory_limit, "workers": workers}
+    if stops:
+        with closing(walk(changed, reader, [stop.cut for stop in stops], **common)) as walked:
+            for at, stop in zip(walked, stops, strict=True):
+                for one in stop.weights:
+                    _fit(one, at, rows, seed, probes.values(), changed, biases)
+    some = few(reader, samples, seed)
+    rises = _rises({"float": float_model, "now": changed}, channels, probes, some, loss, common)
+    return _with_slopes(probes, dict(rises))
+
+
+def _unread(model: Model, channels: Channels, group: str, units: Sequence[int]) -> dict[str, Mask]:
+    """{weight: mask} with the inputs pruned that are some units of a group."""
+    alive, found = channels.alive({group: units}), dict[str, Mask]()
+    for site in channels.trace.sites:
+        keep = alive[site.atoms]
+        if site.role == "read" and not keep.all():
+            shape = model.tensor(site.tensor).shape
+            sizes = [-1 if axis == site.axis else 1 for axis in range(len(shape))]
+            mask = Mask(np.broadcast_to(keep.reshape(sizes), shape))
+            found[site.tensor] = found[site.tensor] & mask if site.tensor in found else mask
+    return found
+
+
+def _fit(
+    one: Mended,
+    at: Stop,
+    rows: int,
+    seed: int,
+    probes: Iterable[_Probe],
+    model: Model,
+    biases: Mapping[str, str],
+) -> None:
+    """What stays wrong at the layers of a weight, for each probe that takes inputs from it."""
+    positions = math.ceil(rows / at.samples)
+    taps = {
+        i: Tap(use.data, Moments(use.unfolding, positions, seed)) for i, use in enumerate(one.uses)
+    }
+    found = at.observe(taps)
+    moments = [found[i] for i in taps]
+    stats, way = centred(one.uses, moments), one.uses[0].unfolding
+    matrix = way.matrix(model.weight(one.weight))
+    wide = np.asarray(matrix, np.float64)
+    power = float(np.einsum("gmk,gmk->", wide @ stats.xx, wide))
+    for probe in probes:
+        for rate, masks in probe.masks.items():
+            if one.name not in masks:
+                continue
+            mended, wrong = fit_to_own(matrix, way.matrix(masks[one.name].keep), stats)
+            probe.add(rate, float(wrong.sum()) / power if power > 0 else 0.0)
+            if rate == probe.top:
+                probe.changed[one.name] = way.weight(mended)
+                lost = wide - np.asarray(mended, np.float64)
+                probe.changed |= _biases(one, lost, moments, model, biases)
+
+
+def _biases(
+    one: Mended,
+    lost: Floats,
+    moments: Sequence[MomentStats],
+    model: Model,
+    biases: Mapping[str, str],
+) -> dict[str, Array]:
+    """{bias: its values} of the layers of a weight, which has lost some of itself, [g, m, k]."""
+    found = {}
+    for use, of in zip(one.uses, moments, strict=True):
+        if (name := biases.get(use.node.name)) is not None:
+            bias = model.weight(name)
+            shift = np.einsum("gmk,gk->gm", lost, of.x / max(of.count, 1))
+            found[name] = bias + shift.reshape(bias.shape).astype(bias.dtype)
+    return found
+
+
+def _rises(
+    pair: Mapping[str, Model],
+    channels: Channels,
+    probes: Mapping[str, _Probe],
+    reader: DataReader,
+    loss: LabelFreeLoss,
+    common: Mapping[str, Any],
+) -> Iterator[tuple[str, float]]:
+    """Each group that has readers, and by how much the loss rises with it at its highest rate."""
+    float_, now = pair
+    model = pair[now]
+    place = {t.name: i for i, node in enumerate(ordered(model.nodes())) for t in node.outputs}
+    nodes = {node.name: node for node in model.nodes()}
+    first: dict[str, str] = {}
+    for name in probes:
+        read = [t.name for layer in channels.group(name).readers
+                for t in nodes[layer].inputs[:2] if t.name in channels.trace.lanes]  # fmt: skip
+        if read:
+            first[name] = min(read, key=place.__getitem__)
+    cuts = sorted(set(first.values()), key=place.__getitem__)
+    if not cuts:
+        return
+    taps, before = loss.taps(float_, now), None
+    with closing(walk(pair, reader, cuts, **common)) as walked:
+        for at in walked:
+            if before is None:
+                before = loss.value(at.observe(taps))[1]
+            for name in (n for n, tensor in first.items() if (tensor,) == at.cut):
+                own = _exchange(model, probes[name].changed)
+                yield name, loss.value(at.observe(taps))[1] - before
+                _exchange(model, own)
+
+
+def _exchange(model: Model, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Give stored tensors other values; those they had."""
+    before = {name: model.weight(name) for name in values}
+    for name, array in values.items():
+        model.set_weight(name, array)
+    return before
+
+
+def _with_slopes(probes: Mapping[str, _Probe], rises: Mapping[str, float]) -> dict[str, Lone]:
+    """The groups, with slopes that are not less than chance allows."""
+    errors = {name: probe.errors() for name, probe in probes.items()}
+    slopes = {
+        name: rises.get(name, 0.0) / errors[name][probe.top]
+        for name, probe in probes.items()
+        if errors[name][probe.top] > 0
+    }
+    rising = [slope for slope in slopes.values() if slope > 0]
+    least = _LEAST_SLOPE * float(np.median(rising)) if rising else 1.0
+    return {name: Lone(of, max(slopes.get(name, 0.0), least)) for name, of in errors.items()}

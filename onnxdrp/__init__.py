@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxdrp.api import explain as explain
     from onnxdrp.api import info as info
     from onnxdrp.api import optimize as optimize
+    from onnxdrp.api import pareto as pareto
     from onnxdrp.api import preprocess as preprocess
     from onnxdrp.api import prune as prune
     from onnxdrp.api import quantize as quantize
@@ -48,6 +49,7 @@ _HOMES = {
         "explain",
         "info",
         "optimize",
+        "pareto",
         "preprocess",
         "prune",
         "quantize",

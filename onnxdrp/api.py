@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from onnxdrp.chains import (
         Allocation,
         BiasCorrection,
+        ChannelScore,
         Equalization,
         Recovery,
         Rounding,
     )
+    from onnxdrp.channels.rounds import AutoChannels
     from onnxdrp.datareaders import DataReader
     from onnxdrp.detection import DetectionScore
     from onnxdrp.evaluation import Accuracy, Comparison
@@ -45,6 +47,7 @@ __all__ = [
     "explain",
     "info",
     "optimize",
+    "pareto",
     "preprocess",
     "prune",
     "quantize",
@@ -62,6 +65,7 @@ _PLAIN = "without calibration data weights are rounded to the nearest, and biase
 ROUNDING: "Rounding" = "second-order"  # these where there is data
 BIAS_CORRECTION: "BiasCorrection" = "sequential"
 SCORE: "Score" = "second-order"
+CHANNEL_SCORE: "ChannelScore" = "second-order"
 ALLOCATION: "Allocation" = "auto"
 RECOVER: "Recovery" = "refit"
 HELD_OUT = 0.2  # share of the calibration data that is kept for the figures of the report
@@ -116,7 +120,7 @@ class _Job:
             seed=self.seed,
         )
         report.masks, report.ranges = ctx.masks, ctx.calibration
-        report.sensitivity = ctx.sensitivity
+        report.sensitivity = ctx.sensitivity or ctx.channel_curves
         report.warnings += self.warnings
         for record in report.records:
             found = record.stats.get("warnings", ())
@@ -363,6 +367,13 @@ def slim(
     *,
     ratio: float | None = None,
     rate: float | None = None,
+    score: "ChannelScore | None" = None,
+    curves: Path_ | None = None,
+    search: int | None = None,
+    index: int | None = None,
+    auto: bool = False,
+    max_drop: float | None = None,
+    spec: Path_ | None = None,
     multiple: int | None = None,
     exclude: Iterable[str] = (),
     auto_excludes: bool = True,
@@ -376,6 +387,7 @@ def slim(
     data: Any = None,
     memory_limit: int | None = None,
     workers: int | None = None,
+    executor: "Executor | None" = None,
     checkpoint: Path_ | None = None,
     seed: int = 0,
     skip_preprocess: bool = False,
@@ -383,11 +395,25 @@ def slim(
 ) -> Report:
     """Preprocess, remove channels from the graph, and repair the rest: faster on every device.
 
+    Which channels go is decided in one of five ways: the same share of every group (`rate`, or
+    `ratio`), by what they cost in each (`ratio` with `curves`), by trying (`ratio` with `search`),
+    as many as a budget of accuracy allows (`auto`), or as decided before (`spec`).
+
     Args:
         model: a Model, which is edited, or the path of one.
         ratio: share of the multiply-adds to remove, in [0, 1).
-        rate: share of the channels to remove, of every group that may lose some; instead of ratio.
-        multiple: that the numbers of channels left are of; default: the target's.
+        rate: share of the channels to remove, of every group that may lose some.
+        score: which channels of a group go first: l1, the smallest weights, the default without
+            data; activation; or second-order, what their readers lose once the other channels are
+            re-fitted, the default where there is data (ScoreChannels).
+        curves: a file of `sensitivity(..., of="channels")`.
+        search: how many sub-networks to try (SearchChannels).
+        index: take this one of them, or of the front that `spec` is.
+        auto: remove what `max_drop` allows (onnxdrp.channels.auto: Fujitsu's CAC, docs/cac.md).
+        max_drop: points of top-1 accuracy on `data`, where it has labels, or else of agreement with
+            the float model, that `auto` may lose; default 1.
+        spec: a file of a decision (onnxdrp.channels.spec), or of a front (`pareto`).
+        multiple: that the numbers of channels left are of; default: the target's, 1 with `auto`.
         exclude: layers whose outputs stay whole: names, globs, "re:" and a regular expression.
         auto_excludes: leave the outputs of the first and of the last convolution whole.
         sparse: only set the weights of these channels to zero, the shapes stay.
@@ -396,39 +422,194 @@ def slim(
         target: a profile's name, or the path of one.
         input_shape: {input name: static shape}.
         outputs: names of tensors that become the graph's outputs.
-        calib: unlabelled data to repair by; a part is held back for the figures of the report
-            unless `data` is given.
+        calib: unlabelled data to choose and to repair by; a part is held back for the figures of
+            the report unless `data` is given.
         data: other, possibly labelled, data for the figures.
         memory_limit: bytes of activations held at a time; default 2^30.
-        workers: how many samples are under way at a time; default: as many as there are cores.
+        workers: how many samples, or tries, are under way at a time; default: as many as there are
+            cores.
+        executor: any concurrent.futures.Executor to run them; default: threads.
         checkpoint: as for `prune`.
         seed: of everything random.
         skip_preprocess: leave the graph as it is.
         instruments: see `onnxdrp.instruments`.
+
+    Returns:
+        The report; with `auto`, `report.rounds` has what was tried.
 
     Raises:
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
     from onnxdrp import chains
 
-    running: dict[str, Any] = {"workers": workers, "checkpoint": checkpoint}
+    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
     job = _job(model, calib, data, target, seed, instruments, reshaped=bool(input_shape), **running)
+    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
     recover = recover or (RECOVER if calib is not None else "none")
     if recover != "distill":
         _refuse(f"recover {recover}", distill_minutes=distill_minutes)
-    if recover == "none":
-        _refuse("recover none", memory_limit=memory_limit)
-    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
-    steps += chains.slimming(
-        sparse=sparse,
-        ratio=ratio,
-        rate=rate,
-        multiple=multiple,
+    size = {"ratio": ratio, "rate": rate}
+    which = {
+        "multiple": multiple,
+        "exclude": tuple(exclude),
+        "auto_excludes": auto_excludes,
+    }
+    how: dict[str, Any] = {"memory_limit": memory_limit} if calib is not None else {}
+    rounds = None
+    if spec is not None:
+        _refuse("spec", **size, score=score, curves=curves, search=search, multiple=multiple,
+                exclude=which["exclude"], auto=auto, max_drop=max_drop)  # fmt: skip
+        how |= {"spec": str(spec), "index": index}
+    elif auto:
+        _need(calib, ())
+        _refuse("auto", **size, score=score, curves=curves, search=search, index=index)
+        rounds = _auto_channels(job, steps, which, recover, max_drop, memory_limit)
+        how |= {"removed": rounds.removed}
+        job.warnings += rounds.warnings
+    else:
+        _refuse("a given ratio or rate", max_drop=max_drop)
+        if search is None:
+            _refuse("no search", index=index)
+            score = score or (CHANNEL_SCORE if calib is not None else None)
+            how |= {"rate": rate, "score": score, "curves": None if curves is None else str(curves)}
+        else:
+            _need(calib, ())
+            _refuse("search", rate=rate, score=score, curves=curves)
+            how |= {"tries": search, "index": index}
+        how |= {"ratio": ratio, **which}
+    steps += chains.slimming(sparse=sparse, **how)
+    steps += chains.recovery(recover, minutes=distill_minutes, memory_limit=memory_limit)
+    report = job.run(steps)
+    report.rounds = rounds
+    return report
+
+
+def pareto(
+    model: "Model | Path_",
+    calib: Any,
+    *,
+    curves: Path_ | None = None,
+    cost: Literal["macs", "latency"] = "macs",
+    by: Literal["sqnr", "agreement", "top-1"] = "sqnr",
+    min_macs: float = 0.25,
+    max_macs: float = 0.95,
+    points: int = 10,
+    multiple: int | None = None,
+    exclude: Iterable[str] = (),
+    auto_excludes: bool = True,
+    target: "str | Path | Target" = "generic",
+    input_shape: Mapping[str, Sequence[int]] | None = None,
+    outputs: Iterable[str] | None = None,
+    memory_limit: int | None = None,
+    workers: int | None = None,
+    executor: "Executor | None" = None,
+    checkpoint: Path_ | None = None,
+    seed: int = 0,
+    skip_preprocess: bool = False,
+    instruments: Sequence[Instrument] = (),
+) -> Report:
+    """Search for smaller networks, none of which is worse than another in cost and closeness.
+
+    Each is the model without some channels, repaired in a quick way; `slim(..., spec=FILE,
+    index=K)` makes one of them, repaired in full.
+
+    Args:
+        model: a Model, which is not changed, or the path of one.
+        calib: data; a quarter is held back to compare by.
+        curves: a file of `sensitivity(..., of="channels")`: networks are judged by it, and only
+            those of the front are measured. Default: each is measured.
+        cost: multiply-adds, or the time of onnxruntime.
+        by: how close a network is: SQNR or agreement with the float model, or top-1.
+        min_macs: least multiply-adds, as a share of the model's.
+        max_macs: most of them.
+        points: into how many sizes the search is divided.
+        multiple: that the numbers of channels left are of; default: the target's.
+        exclude: as for `slim`.
+        auto_excludes: as for `slim`.
+        target: a profile's name, or the path of one.
+        input_shape: {input name: static shape}.
+        outputs: names of tensors that become the graph's outputs.
+        memory_limit: bytes of activations held at a time, by each network that is measured.
+        workers: how many are measured at a time; default: as many as there are cores.
+        executor: any concurrent.futures.Executor to measure them; default: threads.
+        checkpoint: a file that keeps what is measured, so that the same call goes on.
+        seed: of everything random.
+        skip_preprocess: leave the graph as it is.
+        instruments: see `onnxdrp.instruments`.
+
+    Returns:
+        The report; `report.front` can be shown and saved.
+
+    Raises:
+        OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
+    """
+    from onnxdrp.channels import channels_of
+    from onnxdrp.channels import pareto as search
+    from onnxdrp.channels.sensitivity import load_channel_sensitivity
+
+    _need(calib, ())
+    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
+    whole = load(model).clone()
+    reshaped = bool(input_shape)
+    job = _job(
+        whole, calib, None, target, seed, instruments, hold_out=False, reshaped=reshaped, **running
+    )
+    report = job.run(_preprocessed(input_shape, outputs, skip=skip_preprocess))
+    known = None
+    if curves is not None:
+        found = load_channel_sensitivity(curves)
+        found.check(whole, channels_of(whole))
+        known = {name: found.drops(name) for name in found.curves}
+    memory: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
+    assert job.calibration is not None
+    report.front = search.pareto(
+        whole,
+        job.calibration,
+        curves=known,
+        cost=cost,
+        by=by,
+        min_macs=min_macs,
+        max_macs=max_macs,
+        points=points,
+        multiple=multiple or job.target.channel_multiple,
         exclude=tuple(exclude),
         auto_excludes=auto_excludes,
+        seed=seed,
+        **memory,
+        **running | {"checkpoint": job.checkpoint},
     )
-    return job.run(
-        steps + chains.recovery(recover, minutes=distill_minutes, memory_limit=memory_limit)
+    return report
+
+
+def _auto_channels(
+    job: _Job,
+    before: Sequence[Pass],
+    which: Mapping[str, Any],
+    recover: "Recovery",
+    max_drop: float | None,
+    memory_limit: int | None,
+) -> "AutoChannels":
+    """What may go under a budget of accuracy."""
+    from onnxdrp.channels.auto import auto_channels
+
+    if recover not in ("refit", "distill"):
+        raise OptionError(f"auto needs a repair; recover {recover} is none, take refit")
+    assert job.calibration is not None
+    base = job.model.clone()
+    PassManager(before).run(base, PassContext(target=job.target))
+    options: dict[str, Any] = {"max_drop": max_drop, "memory_limit": memory_limit}
+    return auto_channels(
+        base,
+        job.calibration,
+        held_out=job.held_out,
+        target=job.target,
+        seed=job.seed,
+        workers=job.workers,
+        checkpoint=job.checkpoint,
+        exclude=which["exclude"],
+        auto_excludes=which["auto_excludes"],
+        multiple=which["multiple"] or 1,
+        **{name: value for name, value in options.items() if value is not None},
     )
 
 
@@ -445,7 +626,9 @@ def _slimmed(
     from onnxdrp.patterns import parse_pattern
 
     multiple = math.lcm(target.channel_multiple, parse_pattern(pattern or target.pattern).block)
-    steps = chains.slimming(sparse=False, ratio=ratio, multiple=multiple, exclude=tuple(exclude))
+    score: ChannelScore | None = CHANNEL_SCORE if repair else None
+    selection: dict[str, Any] = {"ratio": ratio, "multiple": multiple, "exclude": tuple(exclude)}
+    steps = chains.slimming(sparse=False, score=score, memory_limit=memory_limit, **selection)
     return steps + chains.recovery("refit" if repair else "none", memory_limit=memory_limit)
 
 
@@ -840,8 +1023,11 @@ def sensitivity(
     model: "Model | Path_",
     calib: Any,
     *,
-    of: Literal["quant"] = "quant",
-    samples: int = 16,
+    of: Literal["quant", "channels"] = "quant",
+    samples: int | None = None,
+    mode: Literal["outputs", "moments"] | None = None,
+    score: str | None = None,
+    auto_excludes: bool = True,
     file: Path_ | None = None,
     target: "str | Path | Target" = "generic",
     method: "Method | None" = None,
@@ -867,15 +1053,22 @@ def sensitivity(
     skip_preprocess: bool = False,
     instruments: Sequence[Instrument] = (),
 ) -> Report:
-    """What quantizing each layer and operator alone costs at the outputs, in dB; without labels.
+    """What quantizing each layer alone costs, or removing channels of each group; without labels.
 
-    The model is preprocessed and calibrated first, as `quantize` does it.
+    The model is preprocessed first, and for quant calibrated, as `quantize` does it.
 
     Args:
         model: a Model, which is not changed, or the path of one.
         calib: as for `quantize`; all of it is calibrated on.
-        of: quant; there is nothing else yet.
-        samples: how many of the data the units are measured on, spread over it.
+        of: quant, in dB at the outputs; or channels, a score of the model with a tenth to nine
+            tenths of the channels of each group gone, for `slim(..., curves=FILE)`.
+        samples: how many of the data the units are measured on, spread over it; default 16, of
+            channels 500.
+        mode: of channels: outputs, the default, or moments, which looks at what the layers behind
+            lose and is quick at any size (MeasureChannels).
+        score: of channels by outputs: agreement, top-1 (the data has labels), signal, or a function
+            of one's own, "FILE.py:name".
+        auto_excludes: of channels: leave the first and the last convolution out.
         file: a JSON file that is written as the work goes on, and gone on from if it is there.
         target: as for `quantize`.
         method: as for `quantize`.
@@ -908,20 +1101,30 @@ def sensitivity(
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
     from onnxdrp import chains
-    from onnxdrp.passes import MeasureSensitivity
+    from onnxdrp.passes import MeasureChannels, MeasureSensitivity
 
-    if of != "quant":
-        raise OptionError(f"of {of!r}: there is quant")
     _need(calib, ())
     steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
-    steps += chains.calibration(
-        per_channel=per_channel,
-        opset=opset,
-        equalize=equalize,
-        **_measuring(method, percentile, tails, sigmas, skip_bad_samples, memory_limit),
-        **_leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail),
-    )
-    steps.append(MeasureSensitivity(samples, per_channel, "" if file is None else str(file)))
+    measuring = _measuring(method, percentile, tails, sigmas, skip_bad_samples, None)
+    leaving = _leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail)
+    where = {} if file is None else {"file": str(file)}
+    if of == "quant":
+        _refuse("of quant", mode=mode, score=score, auto_excludes=not auto_excludes)
+        measuring["memory_limit"] = memory_limit
+        steps += chains.calibration(
+            per_channel=per_channel, opset=opset, equalize=equalize, **measuring, **leaving
+        )
+        steps.append(MeasureSensitivity(samples or 16, per_channel, **where))
+    elif of == "channels":
+        leaving.pop("exclude")
+        _refuse("of channels", per_channel=per_channel, opset=opset, **measuring, **leaving)
+        given = {"mode": mode, "score": score, "samples": samples, "memory_limit": memory_limit}
+        options: dict[str, Any] = {k: v for k, v in given.items() if v is not None} | where
+        steps.append(
+            MeasureChannels(exclude=tuple(exclude), auto_excludes=auto_excludes, **options)
+        )
+    else:
+        raise OptionError(f"of {of!r}: there are quant and channels")
     job = _job(
         load(model).clone(),
         calib,

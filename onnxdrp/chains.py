@@ -3,7 +3,8 @@
     preprocessing   freeze-shapes, cut, infer-shapes, optimize, fold-constants, fuse-batchnorm,
                     clean, infer-shapes
     pruning         select-layers, allocate-rates, prune-blocks; or apply-masks
-    slimming        select-channels, remove-channels; or mask-channels
+    slimming        score-channels, select-channels (or search-channels, or apply-channels),
+                    remove-channels (or mask-channels)
     recovery        match-moments; or refit-weights, distill
     quantization    equalize-gates, cross-layer-equalize, convert-opset, infer-shapes, calibrate,
                     keep-float, quantize-weights or round-weights, correct-bias, insert-qdq, check
@@ -22,6 +23,7 @@ from onnxdrp.scores import Score
 __all__ = [
     "Allocation",
     "BiasCorrection",
+    "ChannelScore",
     "Equalization",
     "Recovery",
     "Rounding",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 Allocation: TypeAlias = Literal["uniform", "auto"]
+ChannelScore: TypeAlias = Literal["l1", "activation", "second-order"]
 BiasCorrection: TypeAlias = Literal["none", "fast", "sequential"]
 Equalization: TypeAlias = Literal["none", "gates", "all"]
 Recovery: TypeAlias = Literal["none", "moments", "refit", "distill"]
@@ -93,15 +96,41 @@ def pruning(
     return found
 
 
-def slimming(*, sparse: bool, **selection: Any) -> list[Pass]:
+def slimming(
+    *,
+    sparse: bool,
+    score: ChannelScore | None = None,
+    curves: str | None = None,
+    tries: int | None = None,
+    index: int | None = None,
+    spec: str | None = None,
+    removed: Mapping[str, tuple[int, ...]] | None = None,
+    memory_limit: int | None = None,
+    **selection: Any,
+) -> list[Pass]:
     """Choose channels and remove them.
 
     Args:
         sparse: leave them where they are, with weights of zero.
-        selection: of select-channels.
+        score: of score-channels; None: the sizes of weights, without a pass.
+        curves: of select-channels.
+        tries: of search-channels, which chooses instead of select-channels.
+        index: of search-channels, or the point of a front in `spec`.
+        spec: of apply-channels, which chooses instead.
+        removed: the same, without a file.
+        memory_limit: of the passes that read data.
+        selection: of select-channels, or search-channels.
     """
-    last: Pass = p.MaskChannels() if sparse else p.RemoveChannels()
-    return [p.SelectChannels(**selection), last]
+    memory = _given({"memory_limit": memory_limit})
+    steps: list[Pass] = []
+    if spec is not None or removed is not None:
+        steps.append(p.ApplyChannels(spec or "", index, removed or {}))
+    elif tries is not None:
+        steps.append(p.SearchChannels(tries=tries, index=index, **_given(selection), **memory))
+    else:
+        steps += [] if score is None else [p.ScoreChannels(score, **memory)]
+        steps.append(p.SelectChannels(curves=curves, **selection))
+    return [*steps, p.MaskChannels() if sparse else p.RemoveChannels()]
 
 
 def recovery(

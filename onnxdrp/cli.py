@@ -168,6 +168,21 @@ _whole_layers = click.option(
 _slimming = _options(
     click.option("--ratio", type=float, help="Share of the multiply-adds to remove."),
     click.option("--rate", type=float, help="Share of the channels to remove, instead."),
+    click.option("--score", type=click.Choice(["l1", "activation", "second-order"]),
+                 help="Which go first in a group [second-order with data, else l1]."),
+    click.option("--sens", "curves", type=click.Path(), metavar="FILE.json",
+                 help="What that costs each group, from sensitivity --of channels."),
+    click.option("--search", type=click.IntRange(1), metavar="N",
+                 help="Try N sub-networks, take the best."),
+    click.option("--index", type=click.IntRange(0), metavar="K",
+                 help="Take this one of the search, or of the front in --spec."),
+    click.option("--auto", is_flag=True, help="As many as --max-drop allows."),
+    click.option("--max-drop", type=float, metavar="POINTS",
+                 help="Of --auto: top-1 that may be lost, or agreement [1]."),
+    click.option("--spec", type=click.Path(), metavar="FILE.json",
+                 help="Remove what was decided before; of a front with --index."),
+    click.option("--save-spec", type=click.Path(), metavar="FILE.json",
+                 help="Keep the decision, for the same model fine-tuned."),
     click.option("--multiple", type=click.IntRange(1),
                  help="That the channels left are of [the target's]."),
     _whole_layers,
@@ -372,12 +387,17 @@ def _transform(verb: str, model: str, options: dict[str, Any]) -> None:
     """Load, run one of the verbs of `onnxdrp.api`, save, and show the report."""
     output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
     masks_file, ranges_file = options.pop("save_masks", None), options.pop("save_ranges", None)
-    _check_outputs(model, output, report_file, masks_file, ranges_file)
+    spec_file = options.pop("save_spec", None)
+    _check_outputs(model, output, report_file, masks_file, ranges_file, spec_file)
     report = _run(verb, model, output, options)
     if masks_file is not None:
         from onnxdrp.masks import save_masks
 
         save_masks(masks_file, report.masks)
+    if spec_file is not None:
+        decision = next(r.stats["decision"] for r in report.records if "decision" in r.stats)
+        with atomic_write(Path(spec_file)) as file:
+            file.write(json.dumps(decision).encode() + b"\n")
     if ranges_file is not None:
         from onnxdrp.ranges import save_ranges
 
@@ -396,7 +416,8 @@ def _run(verb: str, model: str, output: str | None, options: dict[str, Any]) -> 
     loaded = Model.load(model)
     reading = _take(options, [n for n in _READING if n in options])
     if "calib" in options:
-        options["calib"] = _open(loaded, options["calib"], reading)
+        more = {} if "data" in options else _take(options, [n for n in ("labels",) if n in options])
+        options["calib"] = _open(loaded, options["calib"], reading, **more)
     if "data" in options:
         options["data"] = _labelled(loaded, options["data"], options.pop("labels"), reading)
     if "input_shape" in options:
@@ -622,7 +643,22 @@ def calibrate(model: str, **options: Any) -> None:
 
 @cli.command()
 @_model
-@click.option("--of", type=click.Choice(["quant"]), default="quant", show_default=True)
+@click.option("--of", type=click.Choice(["quant", "channels"]), default="quant", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["outputs", "moments"]),
+    help="Of channels: the model's outputs, or, quick at any size, moments [outputs].",
+)
+@click.option(
+    "--score", metavar="SCORE", help="Of channels: agreement, top-1, signal or FILE.py:function."
+)
+@click.option("--labels", metavar="FILE.csv|folders", help="Labels of --calib, for top-1.")
+@click.option(
+    "--auto-excludes/--no-auto-excludes",
+    default=True,
+    show_default=True,
+    help="Of channels: leave the first and the last convolution out.",
+)
 @click.option(
     "-o",
     "--output",
@@ -631,14 +667,16 @@ def calibrate(model: str, **options: Any) -> None:
     help="Keep the figures; an interrupted measuring goes on from there.",
 )
 @click.option("--calib", type=click.Path(), metavar="DATA", help="Images or arrays to measure on.")
-@click.option("--samples", type=click.IntRange(1), help="Of the data, for the units [16].")
+@click.option(
+    "--samples", type=click.IntRange(1), help="Of the data, for the units [16; of channels 500]."
+)
 @click.option("--per-channel/--per-tensor", default=None, help="Weight scales [the target's].")
 @_options(_shaping, _exclude, _excluding, _measuring, _converting)
 @_options(_reading, _watching, _common)
 @click.option("--seed", type=int, help="Of everything random [0].")
 @click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
 def sensitivity(model: str, **options: Any) -> None:
-    """Show what quantizing each layer alone costs at the outputs; needs no labels.
+    """Show what quantizing each layer alone costs, or removing channels; needs no labels.
 
     Example: onnxdrp sensitivity in.onnx --calib images --target drp-ai3 -o in.sens.json
     """
@@ -652,6 +690,59 @@ def sensitivity(model: str, **options: Any) -> None:
     warnings = [f"warning: {warning}" for warning in report.warnings]
     shown = json.dumps(found.as_dict(), indent=2) if as_json else str(found)
     click.echo(shown if as_json else "\n".join([shown, *warnings]))
+
+
+@cli.command()
+@_model
+@click.option("-o", "--output", required=True, type=click.Path(), metavar="FRONT.json")
+@click.option("--calib", type=click.Path(), metavar="DATA", help="Images or arrays to measure on.")
+@click.option(
+    "--sens",
+    "curves",
+    type=click.Path(),
+    metavar="FILE.json",
+    help="Predict by this, from sensitivity --of channels, and measure only the front.",
+)
+@click.option("--cost", type=click.Choice(["macs", "latency"]), default="macs", show_default=True)
+@click.option(
+    "--by",
+    type=click.Choice(["sqnr", "agreement", "top-1"]),
+    default="sqnr",
+    show_default=True,
+    help="What sub-networks are scored by.",
+)
+@click.option("--labels", metavar="FILE.csv|folders", help="Labels of --calib, for top-1.")
+@click.option("--min-macs", type=float, help="Share of the multiply-adds, at least [0.25].")
+@click.option("--max-macs", type=float, help="At most [0.95].")
+@click.option("--points", type=click.IntRange(1), help="Of the front, about half as many [10].")
+@click.option(
+    "--multiple", type=click.IntRange(1), help="That the channels left are of [the target's]."
+)
+@_whole_layers
+@click.option(
+    "--auto-excludes/--no-auto-excludes",
+    default=True,
+    show_default=True,
+    help="Leave the first and the last convolution whole.",
+)
+@_options(_shaping, _memory, _reading, _watching, _common)
+@click.option("--seed", type=int, help="Of everything random [0].")
+@click.option("--skip-preprocess", is_flag=True, help="Leave the graph as it is.")
+def pareto(model: str, **options: Any) -> None:
+    """Search for sub-networks, from small to large, none of which is worse than another.
+
+    Example: onnxdrp pareto in.onnx --calib images -o front.json
+    Then: onnxdrp slim in.onnx -o out.onnx --calib images --spec front.json --index 3
+    """
+    output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
+    _check_outputs(model, output, report_file)
+    report = _run("pareto", model, output, options)
+    assert report.front is not None  # it was searched for
+    report.front.save(output)
+    if report_file is not None:
+        report.to_json(report_file)
+    shown = report.front
+    click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else str(shown.table()))
 
 
 @cli.command()

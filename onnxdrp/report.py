@@ -13,6 +13,9 @@ from onnxdrp import __version__
 from onnxdrp.files import atomic_write
 
 if TYPE_CHECKING:
+    from onnxdrp.channels.front import Front
+    from onnxdrp.channels.rounds import AutoChannels
+    from onnxdrp.channels.sensitivity import ChannelSensitivity
     from onnxdrp.masks import Mask
     from onnxdrp.model import Model
     from onnxdrp.pipeline import PassRecord
@@ -45,7 +48,10 @@ class Report:
         recipe: TOML text that repeats the run, or "".
         masks: {weight name: what stays}, of every weight that was pruned.
         ranges: of the activations, as a file has them; None if nothing was calibrated.
-        sensitivity: what quantizing each unit alone costs; None if that was not measured.
+        sensitivity: what quantizing each unit alone costs, or removing channels of each group; None
+            if that was not measured.
+        front: smaller networks; None if none were searched for.
+        rounds: what a search for channels under a budget tried; None if there was none.
         curve: what sparsities cost; None if none was searched for.
     """
 
@@ -57,7 +63,9 @@ class Report:
     recipe: str = ""
     masks: "dict[str, Mask]" = field(default_factory=dict)
     ranges: "Ranges | None" = None
-    sensitivity: "Sensitivity | None" = None
+    sensitivity: "Sensitivity | ChannelSensitivity | None" = None
+    rounds: "AutoChannels | None" = None
+    front: "Front | None" = None
     curve: "Curve | None" = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,6 +73,7 @@ class Report:
         return {
             **self.summary,
             **({} if self.curve is None else {"curve": self.curve.as_dict()}),
+            **({} if self.rounds is None else {"search": self.rounds.as_dict()}),
             "passes": [record.as_dict() for record in self.records],
             "warnings": self.warnings,
             "seconds": round(self.seconds, 3),
@@ -92,6 +101,7 @@ class Report:
             "",
         ]
         lines += [] if self.curve is None else [self.curve.table(), ""]
+        lines += [] if self.rounds is None else [self.rounds.table(), ""]
         lines += [f"{name}: {_figure(value)}" for name, value in self.summary.items()]
         lines += [f"warning: {w}" for w in self.warnings]
         return Text("\n".join(lines))

@@ -1,11 +1,12 @@
-"""Choose the channels that an earlier decision names, read from a file (onnxdrp.channels.spec).
+"""Choose the channels that an earlier decision names, from a file (onnxdrp.channels.spec) or as is.
 
 Fills ctx.removed {group: units that go}; the model is not touched. Its weights may be others than
 when the decision was made: where it was fine-tuned with these channels masked, to remove them
 changes no output.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -22,7 +23,7 @@ __all__ = ["ApplyChannels"]
 
 @dataclass(frozen=True)
 class ApplyChannels(Pass):
-    """Choose the channels of a file.
+    """Choose the channels of a file, or those that are named.
 
     Stats: `groups` {group: [units before, after]}; `zeros`, the share that is zero already of the
     weights that make or read these channels: 1 in a model that was masked and stayed so.
@@ -30,6 +31,8 @@ class ApplyChannels(Pass):
     Attributes:
         file: of a decision, or of a Pareto front.
         net_id: the point of the front.
+        removed: {group: units that go}, instead of a file; they are not checked against the model
+            that they were chosen for.
     """
 
     name: ClassVar[str] = "apply-channels"
@@ -37,20 +40,24 @@ class ApplyChannels(Pass):
 
     file: str = ""
     net_id: int | None = None
+    removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def requires(self, model: Model, ctx: PassContext) -> None:
-        """A file is named."""
-        if not self.file:
-            raise OptionError("no file is named; give one of channels")
+        """There is one decision."""
+        if bool(self.file) == bool(self.removed):
+            raise OptionError("give either file, of a decision, or removed, the units themselves")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises OptionError if the file cannot be read, or does not fit the model."""
-        spec, channels = load_spec(self.file, self.net_id), channels_of(model)
-        try:
-            spec.check(channels)
-        except OptionError as e:
-            raise OptionError(f"{self.file}: {e}") from e
-        ctx.removed = dict(spec.removed)
+        channels = channels_of(model)
+        ctx.removed = dict(self.removed)
+        if self.file:
+            spec = load_spec(self.file, self.net_id)
+            try:
+                spec.check(channels)
+            except OptionError as e:
+                raise OptionError(f"{self.file}: {e}") from e
+            ctx.removed = dict(spec.removed)
         masks = channels.masks(model, ctx.removed)
         going = sum(mask.size - mask.count for mask in masks.values())
         left = sum(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxdrp.channels import channels_of
+from onnxdrp.channels.spec import ChannelSpec
 from onnxdrp.errors import OptionError
 from onnxdrp.layers import by_weight, layers
 from onnxdrp.masked import check_masks
@@ -22,7 +23,8 @@ __all__ = ["MaskChannels"]
 class MaskChannels(Pass):
     """Mask the channels that ctx.removed names.
 
-    Stats: `masks`, how many weights have zeros now; `sparsity` of these.
+    Stats: `masks`, how many weights have zeros now; `sparsity` of these; `decision`,
+    what a file of onnxdrp.channels.spec has, for remove-channels of the model once it is trained.
     """
 
     name: ClassVar[str] = "mask-channels"
@@ -34,7 +36,8 @@ class MaskChannels(Pass):
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises OptionError where ctx.removed is of another model."""
-        masks = channels_of(model).masks(model, ctx.removed)
+        channels = channels_of(model)
+        masks = channels.masks(model, ctx.removed)
         ctx.dense = ctx.dense or model.clone()
         users, changed = by_weight(layers(model)), 0
         for name, mask in masks.items():
@@ -44,7 +47,11 @@ class MaskChannels(Pass):
             ctx.masks[name] = ctx.masks[name] & mask if name in ctx.masks else mask
         size = sum(mask.size for mask in masks.values())
         kept = sum(mask.count for mask in masks.values())
-        stats = {"masks": len(masks), "sparsity": 1 - kept / max(size, 1)}
+        stats = {
+            "masks": len(masks),
+            "sparsity": 1 - kept / max(size, 1),
+            "decision": ChannelSpec.of(channels, ctx.removed).as_dict(),
+        }
         return PassResult(modified=changed > 0, stats=stats)
 
     def ensures(self, model: Model, ctx: PassContext) -> None:

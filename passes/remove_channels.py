@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import onnx
 
 from onnxdrp.channels import channels_of
+from onnxdrp.channels.spec import ChannelSpec
 from onnxdrp.errors import CheckError, OptionError
 from onnxdrp.layers import layers
 from onnxdrp.macs import shape_of
@@ -26,7 +27,8 @@ __all__ = ["RemoveChannels"]
 class RemoveChannels(Pass):
     """Remove the channels that ctx.removed names.
 
-    Stats: `channels` {layer: [output channels before, after]}; `params` and `macs`, [before, after]
+    Stats: `channels` {layer: [output channels before, after]}; `decision`, what a file of
+    onnxdrp.channels.spec has; `params` and `macs`, [before, after]
     of all layers (macs None where a shape is not known); `pinned` {layer: why none of its channels
     could be removed}.
     """
@@ -50,6 +52,7 @@ class RemoveChannels(Pass):
             if name in lost:
                 ctx.masks[name] = Mask(without(mask.keep, lost[name]))
         before = _totals(model)
+        decision = ChannelSpec.of(channels, ctx.removed).as_dict()
         counts = remove(model, channels, ctx.removed)
         after = _totals(model)
         ctx.shortened |= {
@@ -60,6 +63,7 @@ class RemoveChannels(Pass):
         ctx.slim, ctx.removed = model.clone(), {}
         stats: dict[str, Any] = {
             "channels": {name: list(pair) for name, pair in counts.items()},
+            "decision": decision,
             "params": [before[0], after[0]],
             "macs": [before[1], after[1]],
             "pinned": channels.pinned,

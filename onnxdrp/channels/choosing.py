@@ -4,7 +4,7 @@ The score of a unit is the sum of the absolute weights that make it (L1, Li et a
 of the group divided by its mean over the units, so that layers count alike. Of the n units of a
 block that all tensors have alike, at rate r
 
-    max(m, m * floor(((1 - r) n + m / 2) / m))     stay, at most n,
+    max(m, m * floor(((1 - r) n + m / 2) / m))     stay, at most n, and all at rate 0,
 
 with m as many units as make the wanted multiple of channels (AMD's Vitis AI Optimizer rounds so,
 with m = 2). The first of equal scores go first.
@@ -68,6 +68,8 @@ def kept_of(count: int, rate: float, multiple: int) -> int:
     """How many of so many units stay."""
     if not 0 <= rate < 1:
         raise OptionError(f"rate {rate} of channels is outside [0, 1)")
+    if not rate:
+        return count
     left = int((1 - rate) * count + multiple / 2 + 1e-9)
     return min(max(multiple, left - left % multiple), count)
 

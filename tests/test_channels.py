@@ -348,6 +348,15 @@ PINNED = {
         8,
         "MatMul 'n': both its factors are computed",
     ),
+    "places that channels choose": (
+        """m = ArgMax<axis=3, keepdims=0>(h)
+            [n] g = Gather<axis=3>(h, m)
+            r = ReduceMax<axes=[3,4,5], keepdims=0>(g)
+            z = Unsqueeze(r, t)""",
+        {"t": ints(3)},
+        8,
+        "Gather 'n': what it is told to do is computed from channels",
+    ),
     "its windows": (
         """t = Transpose<perm=[0,2,1,3]>(h)
             [n] m = MaxPool<kernel_shape=[1,1]>(t)

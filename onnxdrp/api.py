@@ -555,11 +555,15 @@ def pareto(
         whole, calib, None, target, seed, instruments, hold_out=False, reshaped=reshaped, **running
     )
     report = job.run(_preprocessed(input_shape, outputs, skip=skip_preprocess))
-    known = None
+    known: dict[str, tuple[list[float], list[float]]] | None = None
     if curves is not None:
         found = load_channel_sensitivity(curves)
         found.check(whole, channels_of(whole))
-        known = {name: found.drops(name) for name in found.curves}
+        known = {
+            name: (rates.tolist(), drops.tolist())
+            for name in found.curves
+            for rates, drops in (found.drops(name),)
+        }
     memory: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
     assert job.calibration is not None
     report.front = search.pareto(

@@ -454,7 +454,9 @@ def slim(
         "exclude": tuple(exclude),
         "auto_excludes": auto_excludes,
     }
-    how: dict[str, Any] = {"memory_limit": memory_limit} if calib is not None else {}
+    if calib is None:
+        _refuse("no calibration data", memory_limit=memory_limit)
+    how: dict[str, Any] = {"memory_limit": memory_limit}
     rounds = None
     if spec is not None:
         _refuse("spec", **size, score=score, curves=curves, search=search, multiple=multiple,

@@ -1,15 +1,19 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from builders import conv_net
+from builders import conv_net, same_outputs
 from click.testing import CliRunner
+from slim_nets import images as noise
+from slim_nets import residual_net
 
 import onnxdrp
 from onnxdrp import demo
+from onnxdrp.channels.sensitivity import load_channel_sensitivity
 from onnxdrp.cli import cli
 from onnxdrp.datareaders import open_reader
-from onnxdrp.errors import OptionError, PassError
+from onnxdrp.errors import DataError, OptionError, PassError
 from onnxdrp.evaluation import accuracy
 from onnxdrp.model import Model
 
@@ -53,7 +57,7 @@ def test_the_sparse_form_computes_what_the_slim_form_does(modA, images):
 def test_without_data_nothing_is_repaired_and_options_of_that_are_refused():
     report = onnxdrp.slim(Model.from_proto(conv_net()), rate=0.5, multiple=1, auto_excludes=False)
     assert "refit-weights" not in [r.name for r in report.records]
-    with pytest.raises(OptionError, match="memory_limit does not go with recover none"):
+    with pytest.raises(OptionError, match="memory_limit does not go with no calibration data"):
         onnxdrp.slim(Model.from_proto(conv_net()), rate=0.5, memory_limit=1 << 20)
 
 
@@ -86,3 +90,110 @@ def test_the_command_writes_the_smaller_model(tmp_path, modA):
     removal = next(r for r in told["passes"] if r["name"] == "remove-channels")
     assert removal["stats"]["macs"][1] < 0.5 * removal["stats"]["macs"][0]
     Model.load(out).session()
+
+
+def stats_of(report, name):
+    return next(r.stats for r in report.records if r.name == name)
+
+
+def test_what_channels_cost_is_measured_once_and_used_for_several_ratios(tmp_path):
+    file = tmp_path / "net.sens.json"
+    found = onnxdrp.sensitivity(residual_net(), noise(), of="channels", file=file).sensitivity
+    assert load_channel_sensitivity(file) == found
+    assert len(found.curves) >= 2
+    assert {len(curve) for curve in found.curves.values()} == {9}
+    macs = []
+    for ratio in (0.3, 0.5):
+        report = onnxdrp.slim(residual_net(), ratio=ratio, curves=file, multiple=1, calib=noise())
+        chosen = stats_of(report, "select-channels")
+        assert "threshold" in chosen
+        before, after = stats_of(report, "remove-channels")["macs"]
+        assert 1 - after / before == pytest.approx(ratio, abs=0.02)
+        macs.append(after)
+    assert macs[1] < macs[0]
+    other = onnxdrp.slim(residual_net(), rate=0.3, multiple=1).model
+    with pytest.raises(PassError, match="another model"):
+        onnxdrp.slim(other, ratio=0.3, curves=file)
+
+
+def test_moments_alone_tell_what_channels_cost():
+    found = onnxdrp.sensitivity(residual_net(), noise(), of="channels", mode="moments").sensitivity
+    assert found.score == "moments"
+    curves = [list(curve.values()) for curve in found.curves.values()]
+    assert all(a >= b for curve in curves for a, b in pairwise(curve))
+    assert min(curve[-1] for curve in curves) < 0.9
+
+
+def test_of_several_sub_networks_the_best_or_a_chosen_one_is_taken():
+    options = {"ratio": 0.4, "search": 4, "multiple": 1, "calib": noise()}
+    found = stats_of(onnxdrp.slim(residual_net(), **options), "search-channels")
+    third = stats_of(onnxdrp.slim(residual_net(), **options, index=3), "search-channels")
+    assert third["index"] == 3
+    assert 0 <= found["index"] < 4
+    before, after = found["macs"]
+    assert 1 - after / before == pytest.approx(0.4, abs=0.03)
+
+
+def test_a_budget_decides_how_many_channels_go():
+    report = onnxdrp.slim(residual_net(), auto=True, max_drop=10, calib=noise(200))
+    rounds = report.rounds
+    assert rounds.best.lost <= 10
+    assert rounds.macs[1] < rounds.macs[0]
+    assert stats_of(report, "remove-channels")["macs"] == list(rounds.macs)
+    assert "search" in report.as_dict()
+    assert "points lost" in str(report.table())
+
+
+def test_a_decision_is_kept_and_taken_again_once_the_masked_model_was_trained(tmp_path):
+    spec, masked, out = (tmp_path / n for n in ("spec.json", "masked.onnx", "out.onnx"))
+    net = tmp_path / "net.onnx"
+    residual_net().save(net)
+
+    def run(*arguments):
+        result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+
+    run("slim", net, "-o", masked, "--rate", 0.5, "--multiple", 1, "--sparse", "--save-spec", spec)
+    trained = Model.load(masked)
+    for name in trained.weights():
+        values = trained.weight(name)
+        if values.ndim > 1:
+            trained.set_weight(name, (values * np.float32(1.25)).astype(np.float32))
+    trained.save(masked, overwrite=True)
+    run("slim", masked, "-o", out, "--spec", spec)
+    small = Model.load(out)
+    assert small.inventory()[1] < 0.6 * trained.inventory()[1]
+    same_outputs(small, trained, noise(4), 1e-4)
+
+
+def test_a_front_is_searched_and_one_of_its_networks_made(tmp_path):
+    front = onnxdrp.pareto(residual_net(), noise(), points=2, multiple=1).front
+    assert len(front.points) >= 2
+    file = tmp_path / "front.json"
+    front.save(file)
+    point = front.points[0]
+    report = onnxdrp.slim(residual_net(), spec=file, index=point.net_id, calib=noise())
+    assert stats_of(report, "remove-channels")["macs"][1] == point.macs
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rate": 0.5, "max_drop": 1.0}, "max_drop does not go with a given ratio"),
+        ({"rate": 0.5, "index": 1}, "index does not go with no search"),
+        ({"ratio": 0.5, "search": 2, "score": "l1", "calib": 1}, "score does not go with search"),
+        ({"auto": True, "ratio": 0.5, "calib": 1}, "ratio does not go with auto"),
+        ({"spec": "f.json", "ratio": 0.5}, "ratio does not go with spec"),
+        ({"auto": True, "recover": "none", "calib": 1}, "auto needs a repair"),
+    ],
+)
+def test_ways_to_choose_do_not_mix(options, words):
+    options = {k: noise() if k == "calib" else v for k, v in options.items()}
+    with pytest.raises(OptionError, match=words):
+        onnxdrp.slim(residual_net(), **options)
+
+
+@pytest.mark.parametrize("options", [{"auto": True}, {"ratio": 0.5, "search": 3}])
+def test_what_needs_data_says_so(options):
+    with pytest.raises(DataError, match="calib"):
+        onnxdrp.slim(residual_net(), **options)

@@ -81,7 +81,7 @@ class Distill(Pass):
     minutes: float | None = None
     steps: int | None = None
     shortened: tuple[tuple[int, int], ...] = ()
-    learning_rate: float = 0.01
+    learning_rate: float = 0.003
     batch: int = 64
     augment: bool = True
     classes: bool | None = None
@@ -104,7 +104,7 @@ class Distill(Pass):
             raise OptionError(f"steps {self.steps}: give 1 or more")
         if not 0 < self.learning_rate <= 1:
             raise OptionError(
-                f"learning_rate {self.learning_rate} is outside (0, 1]; 0.01 is usual"
+                f"learning_rate {self.learning_rate} is outside (0, 1]; 0.003 is usual"
             )
         if self.batch < 1:
             raise OptionError(f"batch {self.batch}: give 1 or more")

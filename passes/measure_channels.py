@@ -49,8 +49,9 @@ class MeasureChannels(Pass):
     measured, or why what it loses itself does not count}.
 
     Attributes:
-        mode: "outputs", scores of the model's outputs, or "moments", 1 less the share of power
-            that is lost to the layers which read the channels.
+        mode: "outputs", scores of the model's outputs, or "moments", 1 less the shares of power
+            that are lost to the layers which read the channels: quicker, and not as good (at half
+            the multiply-adds a ResNet-20, repaired, has 66.0 and 64.8 % top-1; 63.4 uniformly).
         rates: shares of a group's channels, rising.
         score: of outputs: "agreement", "top-1", "signal" or "FILE.py:function"
             (onnxdrp.channels.output_scores); default: top-1 where there are classes and labels,

@@ -400,7 +400,7 @@ def test_channels_that_others_make_up_for_cost_nothing_by_moments():
     assert by_outputs.curves["conv1"][0.5] < 0.9995
 
 
-def test_by_moments_a_group_loses_the_mean_of_what_its_readers_lose():
+def test_by_moments_a_group_loses_what_all_its_readers_lose():
     """The group of conv0 is read by conv1 and conv3."""
     model = net()
     whole = measured(model, mode="moments").curves["conv0"]
@@ -416,7 +416,7 @@ def test_by_moments_a_group_loses_the_mean_of_what_its_readers_lose():
         columns = np.tile(keep, 9)[None]
         parts.append(lost_shares(layer.matrix(model.weight(weight)), stats, [columns])[0])
     assert not ctx.removed
-    assert whole[0.5] == pytest.approx(1 - np.mean(parts), rel=1e-9)
+    assert whole[0.5] == pytest.approx(1 - np.sum(parts), rel=1e-9)
     assert abs(parts[0] - parts[1]) > 1e-3
 
 

@@ -125,13 +125,9 @@ def peer(job: Job, whole: Model) -> tuple[Model, float]:
         whole.save(before)
         best: tuple[float, Model, float] | None = None
         for sparsity in np.arange(0.1, 0.95, 0.05):
-            arguments = [
-                str(job.places.onnxsim),
-                str(PEER_SCRIPT),
-                before,
-                f"{sparsity:.2f}",
-                after,
-            ]
+            share = f"{sparsity:.2f}"
+            after = f"{folder}/{share}.onnx"  # its own: the weights of the best stay mapped
+            arguments = [str(job.places.onnxsim), str(PEER_SCRIPT), before, share, after]
             done = subprocess.run(arguments, check=True, text=True, stdout=subprocess.PIPE).stdout
             found = onnxdrp.preprocess(after).model.clone()
             off = abs(_size(whole, found, latency=False)["macs"] - (1 - job.ratio))

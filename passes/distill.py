@@ -47,7 +47,7 @@ __all__ = ["Distill"]
 class Distill(Pass):
     """Train all kept weights and biases towards the float model, on unlabelled samples.
 
-    Stats: `steps` of the schedule and what it was `shortened` to (give both again for the same
+    Stats: `steps` of the schedule and what it was `replanned` to (give both again for the same
     result), `taken`, fewer where patience ended; `best`, after how many the result was reached; the
     held-back loss `before` and `after`; `losses` on the way; how many tensors were `trained`;
     `skipped` says why others were not; `seconds`, `device`, `threads`.
@@ -58,8 +58,8 @@ class Distill(Pass):
     Attributes:
         minutes: budget of time; default 5 if no steps are given.
         steps: budget of steps, instead of minutes.
-        shortened: pairs (steps done, of how many from there on): where a run of minutes had to
-            become shorter, for one of steps that repeats it.
+        replanned: pairs (steps done, of how many from there on): where steps of a run of minutes
+            took another time than thought, for one of steps that repeats it.
         learning_rate: the largest; by what share of its deviation a step may move an output.
         batch: samples of a step.
         augment: mirror and move images (onnxdrp.differentiable.augment); not for text.
@@ -80,7 +80,7 @@ class Distill(Pass):
 
     minutes: float | None = None
     steps: int | None = None
-    shortened: tuple[tuple[int, int], ...] = ()
+    replanned: tuple[tuple[int, int], ...] = ()
     learning_rate: float = 0.003
     batch: int = 64
     augment: bool = True
@@ -98,8 +98,8 @@ class Distill(Pass):
             raise OptionError("minutes and steps are both given; give one")
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise OptionError(f"minutes {self.minutes}: give a number above 0")
-        if self.shortened and self.steps is None:
-            raise OptionError("shortened belongs to steps; give those too")
+        if self.replanned and self.steps is None:
+            raise OptionError("replanned belongs to steps; give those too")
         if self.steps is not None and self.steps < 1:
             raise OptionError(f"steps {self.steps}: give 1 or more")
         if not 0 < self.learning_rate <= 1:
@@ -161,7 +161,7 @@ class Distill(Pass):
             seen, held = split(ctx.reader, self.held_out, ctx.seed)
         settings = Settings(
             steps=self.steps,
-            shortened=dict(self.shortened),
+            replanned=dict(self.replanned),
             seconds=60 * (5 if self.minutes is None else self.minutes),
             rate=self.learning_rate,
             batch=self.batch,
@@ -188,7 +188,7 @@ class Distill(Pass):
             kept.remove()
         stats = {
             "steps": outcome.steps,
-            "shortened": [list(pair) for pair in outcome.shortened.items()],
+            "replanned": [list(pair) for pair in outcome.replanned.items()],
             "taken": outcome.taken,
             "best": outcome.best,
             "before": outcome.before,
@@ -210,8 +210,8 @@ class Distill(Pass):
         """With the steps that its minutes were good for."""
         if "steps" not in stats:
             return self
-        shortened = tuple((at, steps) for at, steps in stats["shortened"])
-        return dataclasses.replace(self, minutes=None, steps=stats["steps"], shortened=shortened)
+        replanned = tuple((at, steps) for at, steps in stats["replanned"])
+        return dataclasses.replace(self, minutes=None, steps=stats["steps"], replanned=replanned)
 
     def _kept(self, model: Model, teacher: Model, ctx: PassContext, threads: int) -> "Kept | None":
         """The checkpoint, for these models, these options and this data."""

@@ -34,7 +34,7 @@ class Progress:
         steps: of the schedule; None while that is not known.
         step: steps done.
         planned: steps of the schedule as it was first.
-        shortened: {steps done: of how many from there on}.
+        replanned: {steps done: of how many from there on}.
         seconds: that steps and looks have taken.
         losses: {steps done: loss on the held-back samples}.
         looks_since_best: times that the loss was taken since it was the least.
@@ -45,7 +45,7 @@ class Progress:
     steps: int | None
     step: int = 0
     planned: int | None = None
-    shortened: dict[int, int] = field(default_factory=dict)
+    replanned: dict[int, int] = field(default_factory=dict)
     seconds: float = 0.0
     losses: dict[int, float] = field(default_factory=dict)
     looks_since_best: int = 0
@@ -77,7 +77,7 @@ class Kept:
                     header["steps"],
                     header["step"],
                     header["planned"],
-                    {int(step): steps for step, steps in header["shortened"].items()},
+                    {int(step): steps for step, steps in header["replanned"].items()},
                     header["seconds"],
                     {int(step): loss for step, loss in header["losses"].items()},
                     header["looks_since_best"],
@@ -103,7 +103,7 @@ class Kept:
             "steps": state.steps,
             "step": state.step,
             "planned": state.planned,
-            "shortened": state.shortened,
+            "replanned": state.replanned,
             "seconds": state.seconds,
             "losses": state.losses,
             "looks_since_best": state.looks_since_best,

@@ -6,7 +6,7 @@
 
 The first steps do not depend on how many there will be: a budget of seconds is turned into steps by
 the time that they take, and a run of that many steps gives the same bytes. Where later ones take
-longer, so that the budget would not be kept, the rest of the schedule is shortened. All that is
+longer, or in the first half less, the rest of the schedule is planned anew. All that is
 random in a step comes from (seed, step). Twenty times on the way, and before the first step, the
 loss on the held-back samples is taken; the values of the least loss are the result.
 """
@@ -39,7 +39,7 @@ Floats = npt.NDArray[np.float32]
 _WARM = 10
 _LOOKS = 20
 _RECENT = 20  # steps by whose time that of the next ones is judged
-_LATE = 1.2  # of the steps that there is time for: with more the schedule is shortened
+_OFF = 1.2  # times as many steps as there is time for, or so many times fewer: planned anew
 _TEMPERATURE = 2.0
 _COPIES = 3  # of all tensors: the student's, their gradients, the teacher's
 
@@ -48,11 +48,11 @@ _COPIES = 3  # of all tensors: the student's, their gradients, the teacher's
 class Settings:
     """How to train; `seconds` counts where `steps` is None.
 
-    `shortened` are {steps done: of how many from there on}, of a run that is to be repeated.
+    `replanned` are {steps done: of how many from there on}, of a run that is to be repeated.
     """
 
     steps: int | None
-    shortened: Mapping[int, int]
+    replanned: Mapping[int, int]
     seconds: float
     rate: float
     batch: int
@@ -71,7 +71,7 @@ class Outcome:
     Attributes:
         values: {stored tensor: float32 values}; None where the start was best.
         steps: that the schedule was made for.
-        shortened: {steps done: of how many from there on}, where time became short.
+        replanned: {steps done: of how many from there on}, where steps took more time, or less.
         taken: steps that were made; fewer where patience ended.
         before: loss on the held-back samples.
         after: the least one.
@@ -80,7 +80,7 @@ class Outcome:
 
     values: dict[str, Floats] | None
     steps: int
-    shortened: dict[int, int]
+    replanned: dict[int, int]
     taken: int
     before: float
     after: float
@@ -177,7 +177,7 @@ class _Training:
                     hopeful = self._look(state)
                 if not hopeful:
                     break
-                self._shorten(state, clock)
+                self._replan(state, clock)
                 if kept is not None:
                     self._save(state, kept)
         best = min(state.losses, key=lambda step: (state.losses[step], step))
@@ -187,7 +187,7 @@ class _Training:
         return Outcome(
             values,
             state.step if state.planned is None else state.planned,
-            state.shortened,
+            state.replanned,
             state.step,
             before,
             state.losses[best],
@@ -195,17 +195,19 @@ class _Training:
             dict(state.losses),
         )
 
-    def _shorten(self, state: Progress, clock: "_Clock") -> None:
-        """End earlier, where the budget would not be kept, or where an earlier run did so."""
+    def _replan(self, state: Progress, clock: "_Clock") -> None:
+        """End when the budget is used up, or where an earlier run did so."""
         assert state.steps is not None
-        steps = self.settings.shortened.get(state.step, state.steps)
+        steps = self.settings.replanned.get(state.step, state.steps)
         if self.settings.steps is None:
             looks = _LOOKS * (state.steps - state.step) // state.steps
             left = clock.steps_left(looks)
-            if state.steps - state.step > _LATE * left:
+            planned = state.steps - state.step
+            early = 2 * state.step <= state.steps  # later the rate has come down
+            if planned > _OFF * left or (early and left > _OFF * planned):
                 steps = state.step + left
         if steps != state.steps:
-            state.steps = state.shortened[state.step] = steps
+            state.steps = state.replanned[state.step] = steps
 
     def _is_look(self, step: int, steps: int) -> bool:
         """Whether the loss is taken after so many steps; never before it is known how many."""

@@ -1033,6 +1033,7 @@ def sensitivity(
     samples: int | None = None,
     mode: Literal["outputs", "moments"] | None = None,
     score: str | None = None,
+    shares: Sequence[float] | None = None,
     auto_excludes: bool = True,
     file: Path_ | None = None,
     target: "str | Path | Target" = "generic",
@@ -1074,6 +1075,7 @@ def sensitivity(
             lose and is quick at any size (MeasureChannels).
         score: of channels by outputs: agreement, top-1 (the data has labels), signal, or a function
             of one's own, "FILE.py:name".
+        shares: of channels: of a group, that go, rising; default 0.1 to 0.9.
         auto_excludes: of channels: leave the first and the last convolution out.
         file: a JSON file that is written as the work goes on, and gone on from if it is there.
         target: as for `quantize`.
@@ -1115,7 +1117,7 @@ def sensitivity(
     leaving = _leaving(exclude, exclude_subgraph, exclude_patterns, exclude_tail)
     where = {} if file is None else {"file": str(file)}
     if of == "quant":
-        _refuse("of quant", mode=mode, score=score, auto_excludes=not auto_excludes)
+        _refuse("of quant", mode=mode, score=score, shares=shares, auto_excludes=not auto_excludes)
         measuring["memory_limit"] = memory_limit
         steps += chains.calibration(
             per_channel=per_channel, opset=opset, equalize=equalize, **measuring, **leaving
@@ -1124,7 +1126,14 @@ def sensitivity(
     elif of == "channels":
         leaving.pop("exclude")
         _refuse("of channels", per_channel=per_channel, opset=opset, **measuring, **leaving)
-        given = {"mode": mode, "score": score, "samples": samples, "memory_limit": memory_limit}
+        rates = None if shares is None else tuple(shares)
+        given = {
+            "mode": mode,
+            "score": score,
+            "rates": rates,
+            "samples": samples,
+            "memory_limit": memory_limit,
+        }
         options: dict[str, Any] = {k: v for k, v in given.items() if v is not None} | where
         steps.append(
             MeasureChannels(exclude=tuple(exclude), auto_excludes=auto_excludes, **options)

@@ -653,6 +653,8 @@ def calibrate(model: str, **options: Any) -> None:
     "--score", metavar="SCORE", help="Of channels: agreement, top-1, signal or FILE.py:function."
 )
 @click.option("--labels", metavar="FILE.csv|folders", help="Labels of --calib, for top-1.")
+@click.option("--rates", "shares", type=_Numbers(), metavar="R,R,...",
+              help="Of channels: shares of a group that go, rising [0.1 to 0.9].")  # fmt: skip
 @click.option(
     "--auto-excludes/--no-auto-excludes",
     default=True,

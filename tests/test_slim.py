@@ -117,11 +117,17 @@ def test_what_channels_cost_is_measured_once_and_used_for_several_ratios(tmp_pat
 
 
 def test_moments_alone_tell_what_channels_cost():
-    found = onnxdrp.sensitivity(residual_net(), noise(), of="channels", mode="moments").sensitivity
+    shares = (0.25, 0.5, 0.75)
+    found = onnxdrp.sensitivity(
+        residual_net(), noise(), of="channels", mode="moments", shares=shares
+    ).sensitivity
+    assert {tuple(curve) for curve in found.curves.values()} == {shares}
     assert found.score == "moments"
     curves = [list(curve.values()) for curve in found.curves.values()]
     assert all(a >= b for curve in curves for a, b in pairwise(curve))
     assert min(curve[-1] for curve in curves) < 0.9
+    with pytest.raises(OptionError, match="shares does not go with of quant"):
+        onnxdrp.sensitivity(residual_net(), noise(), shares=shares)
 
 
 def test_of_several_sub_networks_the_best_or_a_chosen_one_is_taken():

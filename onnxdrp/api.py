@@ -373,6 +373,7 @@ def slim(
     index: int | None = None,
     auto: bool = False,
     max_drop: float | None = None,
+    sure: bool = False,
     spec: Path_ | None = None,
     multiple: int | None = None,
     exclude: Iterable[str] = (),
@@ -412,6 +413,8 @@ def slim(
         auto: remove what `max_drop` allows (onnxdrp.channels.auto: Fujitsu's CAC, docs/cac.md).
         max_drop: points of top-1 accuracy on `data`, where it has labels, or else of agreement with
             the float model, that `auto` may lose; default 1.
+        sure: hold the upper end of the 95 % interval of what is lost to `max_drop`, too: less goes,
+            and on other images it holds as well.
         spec: a file of a decision (onnxdrp.channels.spec), or of a front (`pareto`).
         multiple: that the numbers of channels left are of; default: the target's, 1 with `auto`.
         exclude: layers whose outputs stay whole: names, globs, "re:" and a regular expression.
@@ -460,16 +463,17 @@ def slim(
     rounds = None
     if spec is not None:
         _refuse("spec", **size, score=score, curves=curves, search=search, multiple=multiple,
-                exclude=which["exclude"], auto=auto, max_drop=max_drop)  # fmt: skip
+                exclude=which["exclude"], auto=auto, max_drop=max_drop, sure=sure)  # fmt: skip
         how |= {"spec": str(spec), "index": index}
     elif auto:
         _need(calib, ())
         _refuse("auto", **size, score=score, curves=curves, search=search, index=index)
-        rounds = _auto_channels(job, steps, which, recover, max_drop, memory_limit)
+        options = {"max_drop": max_drop, "memory_limit": memory_limit}
+        rounds = _auto_channels(job, steps, which, recover, sure=sure, **options)
         how |= {"removed": rounds.removed}
         job.warnings += rounds.warnings
     else:
-        _refuse("a given ratio or rate", max_drop=max_drop)
+        _refuse("a given ratio or rate", max_drop=max_drop, sure=sure)
         if search is None:
             _refuse("no search", index=index)
             score = score or (CHANNEL_SCORE if calib is not None else None)
@@ -592,8 +596,7 @@ def _auto_channels(
     before: Sequence[Pass],
     which: Mapping[str, Any],
     recover: "Recovery",
-    max_drop: float | None,
-    memory_limit: int | None,
+    **options: Any,
 ) -> "AutoChannels":
     """What may go under a budget of accuracy."""
     from onnxdrp.channels.auto import auto_channels
@@ -603,7 +606,6 @@ def _auto_channels(
     assert job.calibration is not None
     base = job.model.clone()
     PassManager(before).run(base, PassContext(target=job.target))
-    options: dict[str, Any] = {"max_drop": max_drop, "memory_limit": memory_limit}
     return auto_channels(
         base,
         job.calibration,

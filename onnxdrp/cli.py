@@ -179,6 +179,8 @@ _slimming = _options(
     click.option("--auto", is_flag=True, help="As many as --max-drop allows."),
     click.option("--max-drop", type=float, metavar="POINTS",
                  help="Of --auto: top-1 that may be lost, or agreement [1]."),
+    click.option("--sure", is_flag=True,
+                 help="Of --auto: so that it holds on other images, too."),
     click.option("--spec", type=click.Path(), metavar="FILE.json",
                  help="Remove what was decided before; of a front with --index."),
     click.option("--save-spec", type=click.Path(), metavar="FILE.json",

@@ -7,7 +7,7 @@ changes no output.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from onnxdrp.passes.select_channels import widths
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 
 __all__ = ["ApplyChannels"]
+
+_MASKED = 0.5  # share of zeros from which on the model was masked once
 
 
 @dataclass(frozen=True)
@@ -63,5 +65,10 @@ class ApplyChannels(Pass):
         left = sum(
             int(np.count_nonzero(model.weight(name)[~mask.keep])) for name, mask in masks.items()
         )
-        stats = {"groups": widths(channels, ctx), "zeros": 1 - left / max(going, 1)}
+        zeros = 1 - left / max(going, 1)
+        stats: dict[str, Any] = {"groups": widths(channels, ctx), "zeros": zeros}
+        if _MASKED < zeros < 1:
+            told = f"{left:,} of {going:,} weights of the channels that go are not zero any more"
+            mend = "outputs will change; hold the zeros while you train, or repair afterwards"
+            stats["warnings"] = [f"{told}: {mend}"]
         return PassResult(modified=False, stats=stats)

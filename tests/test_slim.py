@@ -144,6 +144,9 @@ def test_a_budget_decides_how_many_channels_go():
     report = onnxdrp.slim(residual_net(), auto=True, max_drop=10, calib=noise(200))
     rounds = report.rounds
     assert rounds.best.lost <= 10
+    sure = onnxdrp.slim(residual_net(), auto=True, max_drop=10, sure=True, calib=noise(200)).rounds
+    assert sure.best.high <= 10
+    assert sure.macs[1] >= rounds.macs[1]
     assert rounds.macs[1] < rounds.macs[0]
     assert stats_of(report, "remove-channels")["macs"] == list(rounds.macs)
     assert "search" in report.as_dict()
@@ -170,6 +173,10 @@ def test_a_decision_is_kept_and_taken_again_once_the_masked_model_was_trained(tm
     small = Model.load(out)
     assert small.inventory()[1] < 0.6 * trained.inventory()[1]
     same_outputs(small, trained, noise(4), 1e-4)
+    whole = trained.weight("wb")
+    trained.set_weight("wb", np.where(whole == 0, np.float32(1e-3), whole))
+    report = onnxdrp.slim(trained, spec=spec)
+    assert any("are not zero any more" in text for text in report.warnings)
 
 
 def test_a_front_is_searched_and_one_of_its_networks_made(tmp_path):
@@ -186,6 +193,7 @@ def test_a_front_is_searched_and_one_of_its_networks_made(tmp_path):
     ("options", "words"),
     [
         ({"rate": 0.5, "max_drop": 1.0}, "max_drop does not go with a given ratio"),
+        ({"rate": 0.5, "sure": True}, "sure does not go with a given ratio"),
         ({"rate": 0.5, "index": 1}, "index does not go with no search"),
         ({"ratio": 0.5, "search": 2, "score": "l1", "calib": 1}, "score does not go with search"),
         ({"auto": True, "ratio": 0.5, "calib": 1}, "ratio does not go with auto"),

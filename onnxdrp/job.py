@@ -6,9 +6,8 @@ pickled, models and taps are written to a folder, from which each process loads 
 
 import pickle
 import threading
-import uuid
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from onnxdrp.batches import Batch, Shard, Source
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.observers import Observer
+from onnxdrp.sending import Here, Sent, read_state
 from onnxdrp.taps import Pair, Runner, Tap, TensorRunner, run_batch
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ShardResult:
     count: int
 
 
-class Job:
+class Job(Sent["_Work"]):
     """Called with a shard, gives a ShardResult; may be called by several threads at once."""
 
     def __init__(
@@ -96,9 +96,8 @@ class Job:
             runners: {model: what gives its tensors}, if not sessions of the whole models.
             tapped: {model: how many of its tensors all jobs of the study want}.
         """
-        self._work: _Work | None = _Work(models, taps, runners, tapped)
-        self._whole, self._skip, self._folder = whole, skip, folder
-        self._token = uuid.uuid4().hex
+        super().__init__(_Work(models, taps, runners, tapped), folder)
+        self._whole, self._skip = whole, skip
         self._bad: frozenset[int] = frozenset()
 
     def leave_out(self, samples: frozenset[int]) -> None:
@@ -130,19 +129,8 @@ class Job:
             bad.append(found)
             shard = shard.without({found.sample}, self._whole)
 
-    def _here(self) -> "_Work":
-        """The work as this process has it."""
-        if self._work is None:
-            assert self._folder is not None  # __getstate__ wrote there
-            self._work = _HERE.work(self._folder, self._token)
-        return self._work
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self._work is not None:
-            if self._folder is None:
-                raise TypeError("this job has no folder through which it could leave its process")
-            self._work.save(self._folder, self._token)
-        return self.__dict__ | {"_work": None}
+    def _loaded(self, folder: Path, token: str) -> "_Work":
+        return _HERE.work(folder, token)
 
 
 class _Work:
@@ -204,15 +192,8 @@ class _Work:
     @classmethod
     def load(cls, folder: Path, token: str) -> Self:
         """The work as it was saved. Raises OptionError if the folder is not to be seen."""
-        try:
-            state = (folder / token).read_bytes()
-        except OSError as e:
-            raise OptionError(
-                f"{folder}: a worker does not see this folder; let TMPDIR name one that all "
-                "workers share"
-            ) from e
         work = cls.__new__(cls)
-        work.__dict__.update(pickle.loads(state), _lock=threading.Lock())
+        work.__dict__.update(read_state(folder, token), _lock=threading.Lock())
         return work
 
     def observe(
@@ -252,26 +233,7 @@ class _Work:
         raise DataError(f"an observer of {keys[0]!r} finds NaN or infinity in no single sample")
 
 
-_KEPT = 2  # works whose sessions a worker process keeps open
-
-
-@dataclass
-class _Here:
-    """What came to this process from another."""
-
-    works: dict[str, _Work] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def work(self, folder: Path, token: str) -> _Work:
-        with self.lock:
-            if token not in self.works:
-                self.works[token] = _Work.load(folder, token)
-                for old in list(self.works)[:-_KEPT]:
-                    del self.works[old]
-            return self.works[token]
-
-
-_HERE = _Here()
+_HERE = Here(_Work.load, kept=2)  # works whose sessions a worker process keeps open
 
 
 def _loaded(model: "Model | Path") -> "Model":

@@ -13,7 +13,6 @@ all is written to a folder, from which each process loads it once.
 import math
 import pickle
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ import numpy.typing as npt
 from onnxdrp.channels.candidates import By, Score
 from onnxdrp.channels.groups import Channels, Removed, channels_of
 from onnxdrp.datareaders.base import Batch, DataReader
-from onnxdrp.errors import DataError, OptionError
+from onnxdrp.errors import DataError
 from onnxdrp.layers import by_weight, layers
 from onnxdrp.moments import ChannelMoments, ChannelStats
 from onnxdrp.observe import observe
@@ -32,6 +31,7 @@ from onnxdrp.passes.matching import matched, why_not
 from onnxdrp.passes.removing import remove
 from onnxdrp.passes.sweeps import Stop, sweep, without
 from onnxdrp.pipeline import PassContext
+from onnxdrp.sending import Here, Sent, read_state
 from onnxdrp.taps import Tap
 from onnxdrp.trials import Trials
 from onnxdrp.unit_sensitivity import few
@@ -46,7 +46,7 @@ Bools = npt.NDArray[np.bool_]
 _MOST = 4.0  # the largest factor of a weight, as of match-moments
 
 
-class SlimTrials:
+class SlimTrials(Sent["_Work"]):
     """Called with {group: units that go}, gives the Score; by several threads at once too.
 
     Args:
@@ -82,10 +82,8 @@ class SlimTrials:
         if by == "top-1" and held.labels is None:
             raise DataError('the data has no labels, so top-1 is not known; choose by "agreement"')
         own = _InMemory(few(reader, samples, seed))
-        self._work: _Work | None = _Work(
-            model, own, Trials(model, few(held, judged, seed), threads=1), by, memory_limit
-        )
-        self._folder, self._token = folder, uuid.uuid4().hex
+        trials = Trials(model, few(held, judged, seed), threads=1)
+        super().__init__(_Work(model, own, trials, by, memory_limit), folder)
 
     def __call__(self, removed: Removed) -> Score:
         """Raises OptionError for what cannot be removed."""
@@ -95,19 +93,8 @@ class SlimTrials:
         """The small model with its moments matched."""
         return self._here().repaired(removed)
 
-    def _here(self) -> "_Work":
-        """The work as this process has it."""
-        if self._work is None:
-            assert self._folder is not None  # __getstate__ wrote there
-            self._work = _loaded(self._folder, self._token)
-        return self._work
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self._work is not None:
-            if self._folder is None:
-                raise TypeError("this judge has no folder through which it could leave its process")
-            self._work.save(self._folder, self._token)
-        return self.__dict__ | {"_work": None}
+    def _loaded(self, folder: Path, token: str) -> "_Work":
+        return _HERE.work(folder, token)
 
 
 class _Work:
@@ -203,30 +190,14 @@ class _Work:
         """The work as it was saved. Raises OptionError if the folder is not to be seen."""
         from onnxdrp.model import Model
 
-        try:
-            state = (folder / token).read_bytes()
-        except OSError as e:
-            raise OptionError(
-                f"{folder}: a worker does not see this folder; let TMPDIR name one that all "
-                "workers share"
-            ) from e
         work = cls.__new__(cls)
-        work.__dict__.update(pickle.loads(state), _lock=threading.Lock())
+        work.__dict__.update(read_state(folder, token), _lock=threading.Lock())
         work._model = Model.load(work._model)  # type: ignore[arg-type]  # a path until now
         work._prepare()
         return work
 
 
-_HERE: dict[str, _Work] = {}  # the last that came to this process from another
-_HERE_LOCK = threading.Lock()
-
-
-def _loaded(folder: Path, token: str) -> _Work:
-    with _HERE_LOCK:
-        if token not in _HERE:
-            _HERE.clear()
-            _HERE[token] = _Work.load(folder, token)
-        return _HERE[token]
+_HERE = Here(_Work.load, kept=1)
 
 
 class _InMemory(DataReader):

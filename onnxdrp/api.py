@@ -463,7 +463,8 @@ def slim(
     rounds = None
     if spec is not None:
         _refuse("spec", **size, score=score, curves=curves, search=search, multiple=multiple,
-                exclude=which["exclude"], auto=auto, max_drop=max_drop, sure=sure)  # fmt: skip
+                exclude=which["exclude"], auto_excludes=not auto_excludes, auto=auto,
+                max_drop=max_drop, sure=sure)  # fmt: skip
         how |= {"spec": str(spec), "index": index}
     elif auto:
         _need(calib, ())
@@ -1127,7 +1128,16 @@ def sensitivity(
         steps.append(MeasureSensitivity(samples or 16, per_channel, **where))
     elif of == "channels":
         leaving.pop("exclude")
-        _refuse("of channels", per_channel=per_channel, opset=opset, **measuring, **leaving)
+        _refuse(
+            "of channels",
+            per_channel=per_channel,
+            opset=opset,
+            equalize=None if equalize == "gates" else equalize,
+            activation_zeropoint=activation_zeropoint,
+            executor=executor,
+            **measuring,
+            **leaving,
+        )
         rates = None if shares is None else tuple(shares)
         given = {
             "mode": mode,

@@ -686,6 +686,8 @@ def sensitivity(model: str, **options: Any) -> None:
     """
     output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
     _check_outputs(model, output, report_file)
+    if options["labels"] is not None and options["of"] != "channels":
+        raise OptionError("--labels belongs to --of channels; leave it out")
     report = _run("sensitivity", model, output, {**options, "file": output})
     if report_file is not None:
         report.to_json(report_file)
@@ -740,6 +742,8 @@ def pareto(model: str, **options: Any) -> None:
     """
     output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
     _check_outputs(model, output, report_file)
+    if options["labels"] is not None and options["by"] != "top-1":
+        raise OptionError("--labels belongs to --by top-1; add that, or leave it out")
     report = _run("pareto", model, output, options)
     assert report.front is not None  # it was searched for
     report.front.save(output)

@@ -198,6 +198,7 @@ def test_a_front_is_searched_and_one_of_its_networks_made(tmp_path):
         ({"ratio": 0.5, "search": 2, "score": "l1", "calib": 1}, "score does not go with search"),
         ({"auto": True, "ratio": 0.5, "calib": 1}, "ratio does not go with auto"),
         ({"spec": "f.json", "ratio": 0.5}, "ratio does not go with spec"),
+        ({"spec": "f.json", "auto_excludes": False}, "auto_excludes does not go with spec"),
         ({"auto": True, "recover": "none", "calib": 1}, "auto needs a repair"),
     ],
 )
@@ -211,3 +212,26 @@ def test_ways_to_choose_do_not_mix(options, words):
 def test_what_needs_data_says_so(options):
     with pytest.raises(DataError, match="calib"):
         onnxdrp.slim(residual_net(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"equalize": "none"}, "equalize does not go with of channels"),
+        ({"activation_zeropoint": True}, "activation_zeropoint does not go with of channels"),
+        ({"executor": "a pool"}, "executor does not go with of channels"),
+    ],
+)
+def test_what_is_of_quantization_does_not_go_with_channels(options, words):
+    with pytest.raises(OptionError, match=words):
+        onnxdrp.sensitivity(residual_net(), noise(), of="channels", **options)
+
+
+@pytest.mark.parametrize("command", [["sensitivity"], ["pareto", "-o", "front.json"]])
+def test_labels_that_nothing_looks_at_are_refused(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    residual_net().save("net.onnx")
+    arguments = [*command, "net.onnx", "--calib", "x.npz", "--labels", "l.csv"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 1
+    assert "--labels belongs to" in result.output

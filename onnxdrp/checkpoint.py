@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
     from onnxdrp.model import Model
 
-__all__ = ["Checkpoint", "State", "data_identity", "identity", "new_observers"]
+__all__ = ["Checkpoint", "State", "add_samples", "data_identity", "identity", "new_observers"]
 
 Array = npt.NDArray[Any]
 log = logging.getLogger(__name__)
@@ -180,6 +180,12 @@ def data_identity(reader: "DataReader") -> str:
     digest = hashlib.blake2b(digest_size=16)
     _add(digest, first_batch(reader) or {})
     return f"{count(reader)} {digest.hexdigest()}"
+
+
+def add_samples(digest: "hashlib.blake2b", reader: "DataReader") -> None:
+    """Let a hash depend on all samples of a reader."""
+    for batch in reader.batches():
+        _add(digest, batch)
 
 
 def _add(digest: "hashlib.blake2b", arrays: Mapping[str, Array]) -> None:

@@ -1,15 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files that are what they are taken for."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from onnxdrp.errors import ModelError
+from onnxdrp.errors import ModelError, OptionError
 
-__all__ = ["atomic_write", "check_output"]
+__all__ = ["atomic_write", "check_output", "read_json"]
 
 
 @contextmanager
@@ -63,3 +64,27 @@ def check_output(output: str | Path, source: str | Path) -> None:
             pass
     except OSError as e:
         raise ModelError(f"{path}: cannot be written ({e.strerror}); choose another place") from e
+
+
+@contextmanager
+def read_json(
+    path: str | Path, what: str, kind: str | None = None, version: int | None = None
+) -> Iterator[Any]:
+    """The table of a JSON file, to be made something of inside the with.
+
+    Args:
+        path: of the file.
+        what: it should be, for errors.
+        kind: its `format`, which is taken out of the table with its `version`; None: any.
+        version: of that.
+
+    Raises:
+        OptionError: the file cannot be read, or it is something else.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        if kind is not None and (table.pop("format"), table.pop("version")) != (kind, version):
+            raise OptionError(f"{path}: no {what} of version {version}; name another file")
+        yield table
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise OptionError(f"{path}: no {what} can be read ({e}); name another file") from e

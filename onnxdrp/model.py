@@ -10,7 +10,7 @@ import copy
 import hashlib
 import heapq
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -286,6 +286,14 @@ class Model:
         tensor.values = array
         tensor._export_dtype = None  # the dtype of the new values holds
         self._adopt(tensor)
+
+    def exchange(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Replace the values of stored tensors; returns those they had, to give them back by."""
+        tensors = self.tensors()
+        before = {name: self.weight(tensors[name]) for name in values}
+        for name, array in values.items():
+            self.set_weight(tensors[name], array)
+        return before
 
     def constant(self, tensor: gs.Tensor | str) -> Array | None:
         """The values of a tensor if they are stored in the model (read-only), else None."""

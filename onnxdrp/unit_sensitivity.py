@@ -18,14 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onnxdrp.batches import static_batch
+from onnxdrp.checkpoint import add_samples
 from onnxdrp.datareaders.batching import count, split
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.executing import available_cores, in_order, own_or_threads
 from onnxdrp.fidelity import Error
-from onnxdrp.files import atomic_write
+from onnxdrp.files import atomic_write, read_json
 from onnxdrp.layers import layers
 from onnxdrp.pipeline import PassContext
 from onnxdrp.report import Text, text_table
@@ -169,14 +168,9 @@ def load_sensitivity(path: str | Path) -> Sensitivity:
     Raises:
         OptionError: the file cannot be read, or is none.
     """
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (table.pop("format"), table.pop("version")) != (_FORMAT, _VERSION):
-            raise OptionError(f"{path}: no sensitivity of version {_VERSION}; name another file")
+    with read_json(path, "sensitivity", _FORMAT, _VERSION) as table:
         units = [_unit(row) for row in table.pop("units")]
         return Sensitivity(units, **table)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise OptionError(f"{path}: no sensitivity can be read ({e}); name another file") from e
 
 
 def _unit(row: dict[str, Any]) -> UnitSensitivity:
@@ -274,10 +268,7 @@ def quantization_sensitivity(
 def _identity(model: "Model", reader: "DataReader", options: list[Any]) -> str:
     """A hash of the model, the samples and the options."""
     digest = hashlib.blake2b(f"{model.fingerprint()}{options!r}".encode(), digest_size=16)
-    for batch in reader.batches():
-        for name, array in batch.items():
-            digest.update(f"{name}{array.shape}{array.dtype}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+    add_samples(digest, reader)
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from onnxdrp.batches import static_batch
 from onnxdrp.channels import Channels, Removed
 from onnxdrp.channels.output_scores import Score
-from onnxdrp.dataflow import ordered
+from onnxdrp.channels.reading import read_by_group
 from onnxdrp.executing import available_cores, in_order, own_or_threads
 from onnxdrp.layers import by_weight, layers
 from onnxdrp.model import Model
@@ -31,26 +31,11 @@ from onnxdrp.walk import Stop, walk
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
 
-__all__ = ["LoneChannels", "readers_of"]
+__all__ = ["LoneChannels"]
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
 Feeds = tuple[tuple[int, ...], Mapping[str, Mapping[str, Any]]]  # of a batch, as walk gives them
-
-
-def readers_of(model: Model, channels: Channels) -> dict[str, list[tuple[str, str]]]:
-    """{group: [(layer that sums over it, the activation that it reads)]}, in the order of nodes."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    sites = [site for site in channels.trace.sites if site.role == "read"]
-    nodes = {node.name: (i, node) for i, node in enumerate(ordered(model.nodes()))}
-    for site in sorted(sites, key=lambda s: nodes[s.node][0]):
-        given = (t.name for t in nodes[site.node][1].inputs[:2])
-        data = next(name for name in given if name in channels.trace.lanes)
-        units = channels.unit[site.atoms]
-        for group in channels.groups:
-            if np.isin(units, group.units).any():
-                found.setdefault(group.name, []).append((site.node, data))
-    return found
 
 
 class LoneChannels:
@@ -137,7 +122,7 @@ class LoneChannels:
                         sums = self._score.fresh()
                         for part in in_order(pool, work, enumerate(at.batches()), count + 1):
                             sums.merge(part)
-                        self._exchange(before)
+                        self._masked.exchange(before)
                         yield group, rate, sums.result()
                         told += 1
                         if self._ctx.progress is not None:
@@ -145,7 +130,7 @@ class LoneChannels:
 
     def _stops(self, choices: Mapping[str, Mapping[float, Removed]]) -> dict[str, list[str]]:
         """{activation that the first reader of a group reads: groups}, ancestors first."""
-        readers = readers_of(self.model, self.channels)
+        readers = read_by_group(self.model, self.channels)
         order = {name: i for i, name in enumerate(layer.name for layer in layers(self.model))}
         stops: dict[str, list[str]] = {}
         for group in sorted(choices, key=lambda name: order[readers[name][0][0]]):
@@ -161,10 +146,6 @@ class LoneChannels:
             assert stored is not None  # channels end at weights that are not
             stored.apply(self._masked, mask)
         return before
-
-    def _exchange(self, values: Mapping[str, Array]) -> None:
-        for name, array in values.items():
-            self._masked.set_weight(name, array)
 
     def _run(self, part: Segment, batch: Feeds) -> tuple[tuple[int, ...], Outputs]:
         """The numbers of a batch's samples, and their outputs."""

@@ -26,7 +26,15 @@ from onnxdrp.layers import Layer
 from onnxdrp.model import Model
 from onnxdrp.moments import Moments, MomentStats, too_large
 from onnxdrp.passes.prunable import Prunable
-from onnxdrp.passes.sweeps import Mended, Stop, centred, own_biases, sweep, without
+from onnxdrp.passes.sweeps import (
+    Mended,
+    Stop,
+    centred,
+    made_up,
+    own_biases,
+    sweep,
+    without,
+)
 from onnxdrp.patterns import Pattern, prune_count
 from onnxdrp.pipeline import PassContext
 from onnxdrp.pruned import units_of
@@ -77,13 +85,11 @@ class _Fitted:
 
     Attributes:
         place: of the rate among those of its probe.
-        values: the weight.
-        shifts: of each of its layers, what comes on top of the bias.
+        changed: {stored tensor: values} of it and of the biases of its layers.
     """
 
     place: int
-    values: Array
-    shifts: list[Array]
+    changed: dict[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +200,9 @@ class LoneLayers:
         for place in looked_at:
             mended, wrong = fit_to_own(matrix, keep(place / count), stats)
             lost = matrix - np.asarray(mended, np.float64)
-            shifts = [np.einsum("gmk,gk->gm", lost, m.x / max(m.count, 1)) for m in moments]
-            fitted.append(_Fitted(places.index(place), way.weight(mended), shifts))
+            changed = made_up(one, lost, moments, self._pruned, self._biases)
+            changed[weight] = way.weight(mended)
+            fitted.append(_Fitted(places.index(place), changed))
         rows = spread_rows(wrong, way.columns)
         errors = error_curve(matrix, keep, stats, rates[1:], rows)
         return _Probe(rates, np.append(0.0, errors), fitted)
@@ -225,9 +232,9 @@ class LoneLayers:
                 for one in stop.weights:
                     errors = []
                     for fitted in probes[one.weight.name].fitted:
-                        before = self._exchange(self._pruned_values(one, fitted))
+                        before = self._pruned.exchange(fitted.changed)
                         found = at.observe(taps)
-                        self._exchange(before)
+                        self._pruned.exchange(before)
                         errors.append(_share([found[name].sqnr_db for name in outputs]))
                     yield one.weight.name, errors
 
@@ -243,22 +250,6 @@ class LoneLayers:
             workers=self.ctx.workers,
             progress=self.ctx.progress,
         )
-
-    def _pruned_values(self, one: Mended, fitted: _Fitted) -> dict[str, Array]:
-        """{stored tensor: values} of a weight and the biases of its layers."""
-        changed = {one.weight.name: fitted.values}
-        for use, shift in zip(one.uses, fitted.shifts, strict=True):
-            if (name := self._biases.get(use.node.name)) is not None:
-                bias = self._pruned.weight(name)
-                changed[name] = bias + shift.reshape(bias.shape).astype(bias.dtype)
-        return changed
-
-    def _exchange(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Give tensors of the copy other values; those they had."""
-        before = {name: self._pruned.weight(name) for name in values}
-        for name, array in values.items():
-            self._pruned.set_weight(name, array)
-        return before
 
 
 def _share(decibels: list[float]) -> float:

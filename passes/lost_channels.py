@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from onnxdrp.channels import Channels, Removed
 from onnxdrp.channels.losses import lost_shares
+from onnxdrp.channels.reading import read_by_group
 from onnxdrp.errors import ModelError
 from onnxdrp.layers import Layer, layers
 from onnxdrp.model import Model
 from onnxdrp.moments import Moments, MomentStats, too_large
 from onnxdrp.passes.biases import Biases
-from onnxdrp.passes.lone_channels import readers_of
 from onnxdrp.pipeline import PassContext
 from onnxdrp.taps import Tap
 from onnxdrp.unfold import Unfolding
@@ -79,7 +79,7 @@ class LostChannels:
         known = {layer.name: layer for layer in layers(model)}
         nodes, biases = {node.name: node for node in model.nodes()}, Biases(model)
         self._readers: dict[str, list[_Reader]] = {}
-        for group, pairs in readers_of(model, channels).items():
+        for group, pairs in read_by_group(model, channels).items():
             for name, data in pairs:
                 try:
                     unfolding = Unfolding.of(model, nodes[name])

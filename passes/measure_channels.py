@@ -1,9 +1,10 @@
 """Measure what removing channels of each group alone costs, at each rate.
 
-Channels go by the L1 norm of the weights that make them (onnxdrp.channels.choosing). Either the
-outputs of the model are looked at, with what reads those channels masked (lone_channels), or what
-is lost to the layers that read them, when these are fitted (lost_channels), which takes one walk
-whatever the number of rates. Fills ctx.channel_curves; the model is not touched.
+Channels go by the scores of score-channels, or if it has not run by the sizes of the weights that
+make them (onnxdrp.channels.choosing). Either the outputs of the model are looked at, with what
+reads those channels masked (lone_channels), or what is lost to the layers that read them, when
+these are fitted (lost_channels), which takes one walk whatever the number of rates. Fills
+ctx.channel_curves; the model is not touched.
 """
 
 import hashlib
@@ -18,15 +19,17 @@ from onnxdrp.channels import Channels, Removed, channels_of
 from onnxdrp.channels.choosing import at_rates, scores_of
 from onnxdrp.channels.excluding import removable
 from onnxdrp.channels.output_scores import score_of
+from onnxdrp.channels.reading import read_by_group
 from onnxdrp.channels.sensitivity import (
     ChannelSensitivity,
     graph_print,
     load_channel_sensitivity,
 )
+from onnxdrp.checkpoint import add_samples
 from onnxdrp.datareaders.batching import count
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.model import Model
-from onnxdrp.passes.lone_channels import LoneChannels, readers_of
+from onnxdrp.passes.lone_channels import LoneChannels
 from onnxdrp.passes.lost_channels import LostChannels
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.unit_sensitivity import few
@@ -124,7 +127,10 @@ class MeasureChannels(Pass):
         """What is to be tried. Raises ModelError if nothing can be removed."""
         channels = channels_of(model)
         groups, skipped = removable(model, channels, self.exclude, self.auto_excludes)
-        read, scores = readers_of(model, channels), scores_of(model, channels, ctx.channel_scores)
+        read, scores = (
+            read_by_group(model, channels),
+            scores_of(model, channels, ctx.channel_scores),
+        )
         choices: Choices = {}
         for name in groups:
             if name in read:
@@ -237,10 +243,7 @@ class _Task:
         """A hash of the model, the samples and what is measured."""
         what = f"{self.model.fingerprint()}{score}{self.choices!r}"
         digest = hashlib.blake2b(what.encode(), digest_size=16)
-        for batch in self.reader.batches():
-            for name, array in batch.items():
-                digest.update(f"{name}{array.shape}{array.dtype}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+        add_samples(digest, self.reader)
         if self.reader.labels is not None:
             digest.update(np.ascontiguousarray(self.reader.labels).tobytes())
         return digest.hexdigest()

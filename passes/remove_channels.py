@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import onnx
 
 from onnxdrp.channels import channels_of
+from onnxdrp.channels.cost import totals
 from onnxdrp.channels.spec import ChannelSpec
 from onnxdrp.errors import CheckError, OptionError
-from onnxdrp.layers import layers
 from onnxdrp.macs import shape_of
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
@@ -51,10 +51,10 @@ class RemoveChannels(Pass):
         for name, mask in ctx.masks.items():
             if name in lost:
                 ctx.masks[name] = Mask(without(mask.keep, lost[name]))
-        before = _totals(model)
+        before = totals(model)
         decision = ChannelSpec.of(channels, ctx.removed).as_dict()
         counts = remove(model, channels, ctx.removed)
-        after = _totals(model)
+        after = totals(model)
         ctx.shortened |= {
             site.tensor
             for site in channels.trace.sites
@@ -93,11 +93,3 @@ def _check_convolutions(model: Model) -> None:
             if given != wanted:
                 why = f"{node.name!r} reads {given} channels, its weight is for {wanted}"
                 raise CheckError(f"the model without the channels is not valid: {why}")
-
-
-def _totals(model: Model) -> tuple[int, int | None]:
-    """Parameters and multiply-adds of all layers."""
-    found = layers(model)
-    macs = [layer.baseline_mac for layer in found]
-    known = [mac for mac in macs if mac is not None]
-    return sum(u.params for u in found), sum(known) if len(known) == len(macs) else None

@@ -10,11 +10,14 @@ and so on through Adds that follow each other. Of two layers that are added, the
 aims at its own output, the second makes up for the first.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxdrp.errors import ModelError
@@ -27,7 +30,9 @@ from onnxdrp.segments import default_cuts
 from onnxdrp.stored import Readers, Stored, find_stored
 from onnxdrp.unfold import Unfolding
 
-__all__ = ["Mended", "Stop", "Use", "centred", "own_biases", "sweep", "without"]
+__all__ = ["Mended", "Stop", "Use", "centred", "made_up", "own_biases", "sweep", "without"]
+
+Array = npt.NDArray[Any]
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -157,6 +162,31 @@ def centred(uses: Sequence[Use], moments: Sequence[MomentStats]) -> MomentStats:
     """The moments of a weight, about the means where a bias takes care of these."""
     pairs = zip(uses, moments, strict=True)
     return joined([stats if use.bias is None else stats.centred() for use, stats in pairs])
+
+
+def made_up(
+    one: Mended,
+    lost: Array,
+    moments: Sequence[MomentStats],
+    model: Model,
+    biases: Mapping[str, str],
+) -> dict[str, Array]:
+    """{bias: values} that make up for what a weight has lost, at the mean of what its layers read.
+
+    Args:
+        one: the weight.
+        lost: of it, [g, m, k].
+        moments: of each of its layers.
+        model: has the biases.
+        biases: {layer: its bias}, as own_biases gives them.
+    """
+    found = {}
+    for use, of in zip(one.uses, moments, strict=True):
+        if (name := biases.get(use.node.name)) is not None:
+            bias = model.weight(name)
+            shift = np.einsum("gmk,gk->gm", lost, of.x / max(of.count, 1))
+            found[name] = bias + shift.reshape(bias.shape).astype(bias.dtype)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from onnxdrp.channels.choosing import at_rates, unit_scores
+from onnxdrp.channels.cost import totals
 from onnxdrp.channels.excluding import removable
 from onnxdrp.channels.groups import Channels, channels_of
 from onnxdrp.channels.judging import Judge
@@ -30,7 +31,6 @@ from onnxdrp.channels.trust_region import Proposal, TrustRegion, loss_thresholds
 from onnxdrp.checkpoint import data_identity
 from onnxdrp.datareaders import split
 from onnxdrp.errors import CheckError, ModelError, OptionError
-from onnxdrp.layers import layers
 from onnxdrp.model import Model
 from onnxdrp.pipeline import PassContext, PassManager
 
@@ -356,7 +356,7 @@ class _Search:
             ctx.reader, ctx.held_out = split(self._calib, _TRAINING_HELD_OUT, options.seed)
         limit = options.memory_limit
         PassManager([RemoveChannels(), RefitWeights(memory_limit=limit)]).run(model, ctx)
-        macs, lost, recovered = _totals(model)[1], self._judge.lost(model), "refit"
+        macs, lost, recovered = totals(model)[1], self._judge.lost(model), "refit"
         if options.recover == "distill" and not self._holds(lost):
             minutes, steps = options.distill_minutes, options.distill_steps
             train = Distill(minutes=minutes, steps=steps, memory_limit=limit)
@@ -374,7 +374,7 @@ class _Search:
                 f"{last}the search ended with {stopped!r}; allow more, or exclude the layers that "
                 "cost most"
             )
-        before, after = _totals(self._first), _totals(self._model)
+        before, after = totals(self._first), totals(self._model)
         made = self._origin.trace.made
         return AutoChannels(
             model=self._model,
@@ -409,11 +409,3 @@ class _Trial:
     def again(cls, before: Round) -> "_Trial":
         """Of a round that had the same one, and failed."""
         return cls(None, before.macs, (before.lost, before.low, before.high), before.recovered)
-
-
-def _totals(model: Model) -> tuple[int, int | None]:
-    """Parameters and multiply-adds of all layers."""
-    found = layers(model)
-    macs = [layer.baseline_mac for layer in found]
-    known = [mac for mac in macs if mac is not None]
-    return sum(u.params for u in found), sum(known) if len(known) == len(macs) else None

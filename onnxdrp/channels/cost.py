@@ -15,7 +15,7 @@ from onnxdrp.errors import ModelError
 from onnxdrp.layers import layers
 from onnxdrp.model import Model
 
-__all__ = ["Cost", "LayerCost"]
+__all__ = ["Cost", "LayerCost", "totals"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -77,3 +77,11 @@ class Cost:
     def macs(self, alive: Bools) -> int:
         """With only these atoms left."""
         return round(sum(layer.left(alive) for layer in self.layers))
+
+
+def totals(model: Model) -> tuple[int, int | None]:
+    """Parameters and multiply-adds of all layers; None where those of one are not known."""
+    found = layers(model)
+    macs = [layer.baseline_mac for layer in found]
+    known = [mac for mac in macs if mac is not None]
+    return sum(layer.params for layer in found), sum(known) if len(known) == len(macs) else None

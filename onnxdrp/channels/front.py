@@ -14,7 +14,7 @@ from onnxdrp.channels.candidates import By, Score
 from onnxdrp.channels.groups import channels_of
 from onnxdrp.channels.spec import ChannelSpec
 from onnxdrp.errors import OptionError
-from onnxdrp.files import atomic_write
+from onnxdrp.files import atomic_write, read_json
 from onnxdrp.passes.removing import remove
 from onnxdrp.report import Text, text_table
 
@@ -135,14 +135,9 @@ def load_front(path: str | Path) -> Front:
     Raises:
         OptionError: the file cannot be read, or is none.
     """
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (table.pop("format"), table.pop("version")) != (_FORMAT, _VERSION):
-            raise OptionError(f"{path}: no front of version {_VERSION}; name another file")
+    with read_json(path, "front", _FORMAT, _VERSION) as table:
         points = [_point(row) for row in table.pop("points")]
         return Front(tuple(points), **table)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise OptionError(f"{path}: no front can be read ({e}); name another file") from e
 
 
 def _point(row: dict[str, Any]) -> NetPoint:

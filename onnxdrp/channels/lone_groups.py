@@ -24,13 +24,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.channels.groups import Channels
+from onnxdrp.channels.reading import read_by_group
 from onnxdrp.dataflow import ordered
 from onnxdrp.datareaders import DataReader
 from onnxdrp.label_free_loss import LabelFreeLoss
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
-from onnxdrp.moments import Moments, MomentStats, too_large
-from onnxdrp.passes.sweeps import Mended, centred, own_biases, sweep, without
+from onnxdrp.moments import Moments, too_large
+from onnxdrp.passes.sweeps import Mended, centred, made_up, own_biases, sweep, without
 from onnxdrp.pruning_curves import fit_to_own
 from onnxdrp.taps import Tap
 from onnxdrp.unit_sensitivity import few
@@ -139,7 +140,9 @@ def lone_groups(
         DataError: the reader gives nothing, or an activation is not finite.
     """
     probes = {
-        name: _Probe({rate: _unread(model, channels, name, units) for rate, units in by.items()})
+        name: _Probe(
+            {rate: channels.masks(model, {name: units}, "read") for rate, units in by.items()}
+        )
         for name, by in removed.items()
         if by
     }
@@ -165,19 +168,6 @@ def lone_groups(
     some = few(reader, samples, seed)
     rises = _rises({"float": float_model, "now": changed}, channels, probes, some, loss, common)
     return _with_slopes(probes, dict(rises))
-
-
-def _unread(model: Model, channels: Channels, group: str, units: Sequence[int]) -> dict[str, Mask]:
-    """{weight: mask} with the inputs pruned that are some units of a group."""
-    alive, found = channels.alive({group: units}), dict[str, Mask]()
-    for site in channels.trace.sites:
-        keep = alive[site.atoms]
-        if site.role == "read" and not keep.all():
-            shape = model.tensor(site.tensor).shape
-            sizes = [-1 if axis == site.axis else 1 for axis in range(len(shape))]
-            mask = Mask(np.broadcast_to(keep.reshape(sizes), shape))
-            found[site.tensor] = found[site.tensor] & mask if site.tensor in found else mask
-    return found
 
 
 def _fit(
@@ -209,24 +199,7 @@ def _fit(
             if rate == probe.top:
                 probe.changed[one.name] = way.weight(mended)
                 lost = wide - np.asarray(mended, np.float64)
-                probe.changed |= _biases(one, lost, moments, model, biases)
-
-
-def _biases(
-    one: Mended,
-    lost: Floats,
-    moments: Sequence[MomentStats],
-    model: Model,
-    biases: Mapping[str, str],
-) -> dict[str, Array]:
-    """{bias: its values} of the layers of a weight, which has lost some of itself, [g, m, k]."""
-    found = {}
-    for use, of in zip(one.uses, moments, strict=True):
-        if (name := biases.get(use.node.name)) is not None:
-            bias = model.weight(name)
-            shift = np.einsum("gmk,gk->gm", lost, of.x / max(of.count, 1))
-            found[name] = bias + shift.reshape(bias.shape).astype(bias.dtype)
-    return found
+                probe.changed |= made_up(one, lost, moments, model, biases)
 
 
 def _rises(
@@ -241,13 +214,12 @@ def _rises(
     float_, now = pair
     model = pair[now]
     place = {t.name: i for i, node in enumerate(ordered(model.nodes())) for t in node.outputs}
-    nodes = {node.name: node for node in model.nodes()}
-    first: dict[str, str] = {}
-    for name in probes:
-        read = [t.name for layer in channels.group(name).readers
-                for t in nodes[layer].inputs[:2] if t.name in channels.trace.lanes]  # fmt: skip
-        if read:
-            first[name] = min(read, key=place.__getitem__)
+    readers = read_by_group(model, channels)
+    first = {
+        name: min((data for _, data in readers[name]), key=place.__getitem__)
+        for name in probes
+        if name in readers
+    }
     cuts = sorted(set(first.values()), key=place.__getitem__)
     if not cuts:
         return
@@ -257,17 +229,9 @@ def _rises(
             if before is None:
                 before = loss.value(at.observe(taps))[1]
             for name in (n for n, tensor in first.items() if (tensor,) == at.cut):
-                own = _exchange(model, probes[name].changed)
+                own = model.exchange(probes[name].changed)
                 yield name, loss.value(at.observe(taps))[1] - before
-                _exchange(model, own)
-
-
-def _exchange(model: Model, values: Mapping[str, Array]) -> dict[str, Array]:
-    """Give stored tensors other values; those they had."""
-    before = {name: model.weight(name) for name in values}
-    for name, array in values.items():
-        model.set_weight(name, array)
-    return before
+                model.exchange(own)
 
 
 def _with_slopes(probes: Mapping[str, _Probe], rises: Mapping[str, float]) -> dict[str, Lone]:

@@ -13,7 +13,7 @@ from onnxdrp.model import Model
 from onnxdrp.stored import Stored, find_stored
 from onnxdrp.unfold import Unfolding
 
-__all__ = ["Reader", "readers_of"]
+__all__ = ["Reader", "read_by_group", "readers_of"]
 
 Array = npt.NDArray[Any]
 
@@ -50,6 +50,20 @@ def readers_of(model: Model, channels: Channels) -> list[Reader]:
     summing = {site.node for site in channels.trace.sites if site.role == "read"}
     found = (_reader(model, channels, n) for n in model.nodes() if n.name in summing)
     return [reader for reader in found if (reader.units >= 0).any()]
+
+
+def read_by_group(model: Model, channels: Channels) -> dict[str, list[tuple[str, str]]]:
+    """{group: [(layer that sums over it, the activation that it reads)]}, in the order of nodes."""
+    nodes, lanes = {node.name: node for node in model.nodes()}, channels.trace.lanes
+
+    def data(layer: str) -> str:
+        return next(str(t.name) for t in nodes[layer].inputs[:2] if t.name in lanes)
+
+    return {
+        group.name: [(layer, data(layer)) for layer in group.readers]
+        for group in channels.groups
+        if group.readers
+    }
 
 
 def _reader(model: Model, channels: Channels, node: gs.Node) -> Reader:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from onnxdrp.channels.groups import Channels
 from onnxdrp.errors import OptionError
-from onnxdrp.files import atomic_write
+from onnxdrp.files import atomic_write, read_json
 from onnxdrp.layers import layers
 from onnxdrp.model import Model
 from onnxdrp.report import Text, text_table
@@ -134,21 +134,12 @@ def load_channel_sensitivity(path: str | Path) -> ChannelSensitivity:
     Raises:
         OptionError: the file cannot be read, or is none.
     """
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (table.pop("format"), table.pop("version")) != (_FORMAT, _VERSION):
-            raise OptionError(f"{path}: no channel sensitivity of version {_VERSION}")
+    with read_json(path, "channel sensitivity", _FORMAT, _VERSION) as table:
         curves = {name: _curve(points) for name, points in table.pop("curves").items()}
         found = ChannelSensitivity(curves, **table)
         if not (math.isfinite(found.baseline) and found.baseline >= 0):
             raise ValueError(f"baseline {found.baseline}")
         return found
-    except OptionError as e:
-        raise OptionError(f"{e}; name another file") from e
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise OptionError(
-            f"{path}: no channel sensitivity can be read ({e}); name another file"
-        ) from e
 
 
 def _curve(points: Mapping[str, Any]) -> dict[float, float]:

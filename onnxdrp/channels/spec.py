@@ -19,7 +19,7 @@ import numpy as np
 
 from onnxdrp.channels.groups import Channels, Removed
 from onnxdrp.errors import OptionError
-from onnxdrp.files import atomic_write
+from onnxdrp.files import atomic_write, read_json
 
 __all__ = ["ChannelSpec", "load_spec"]
 
@@ -103,8 +103,7 @@ def load_spec(path: str | Path, net_id: int | None = None) -> ChannelSpec:
     Raises:
         OptionError: the file cannot be read or is neither, or has no such point.
     """
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    with read_json(path, "decision") as table:
         kind = table["format"], table["version"]
         if kind == (_FRONT, _VERSION):
             table |= _point(path, table["points"], net_id)
@@ -115,8 +114,6 @@ def load_spec(path: str | Path, net_id: int | None = None) -> ChannelSpec:
         removed = {str(n): tuple(map(int, units)) for n, units in table["removed"].items()}
         counts = {str(n): (int(a), int(b)) for n, (a, b) in table["channels"].items()}
         return ChannelSpec(str(table["structure"]), removed, counts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise OptionError(f"{path}: no decision can be read ({e}); name another file") from e
 
 
 def _point(path: str | Path, points: list[dict[str, Any]], net_id: int | None) -> dict[str, Any]:

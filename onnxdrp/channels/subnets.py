@@ -227,12 +227,7 @@ class Subnets:
         return Subnet(named, tuple(kept.tolist()), self._share(kept))
 
     def _kept(self, rates: Floats) -> Ints:
-        return np.array(
-            [
-                kept_of(len(b.order), rates[b.group], b.step) if rates[b.group] else len(b.order)
-                for b in self._blocks
-            ]
-        )
+        return np.array([kept_of(len(b.order), rates[b.group], b.step) for b in self._blocks])
 
     def _share(self, kept: Ints) -> float:
         """Of the multiply-adds that goes."""

@@ -293,9 +293,9 @@ def jobs(
                         yield replace(job, images=images or PEER_IMAGES)
 
 
-def run(job: Job) -> Row:
-    """The figures of a job, or "failed" with the reason."""
-    arguments = [sys.executable, __file__, "--job", json.dumps(asdict(job))]
+def run(script: str, fields: dict[str, Any]) -> Row:
+    """The figures that a script prints for a job in a process of its own, or why it "failed"."""
+    arguments = [sys.executable, script, "--job", json.dumps(fields)]
     done = subprocess.run(arguments, check=False, text=True, capture_output=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
@@ -429,7 +429,7 @@ def main(
     )
     done: list[Done] = []
     for job in wanted:
-        done.append(Done(job, run(job)))
+        done.append(Done(job, run(__file__, asdict(job))))
         click.echo(f"{_said(job)}: {_short(done[-1].row)}", err=True)
         if out is not None:  # after each, so that what is done is not lost
             found = [{**_plain(d.job), **d.row} for d in done]

@@ -25,7 +25,6 @@ Run: python benchmarks/structured.py --shared FOLDER [--resnet20 FILE] [--resnet
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ import click
 import numpy as np
 from anonymous import AnonymousMemory
 from methods import markdown
-from recover import REFIT_IMAGES, Places, drawn, others, tests
+from recover import FILE, REFIT_IMAGES, Places, drawn, others, run, tests
 
 import onnxdrp
 from onnxdrp import chains
@@ -187,20 +186,6 @@ def table(done: list[tuple[Job, Row]]) -> str:
     return markdown(["model, share, way", *COLUMNS], lines)
 
 
-def run(job: Job) -> Row:
-    """The figures of a job in a process of its own, or "failed" with the reason."""
-    arguments = [sys.executable, __file__, "--job", json.dumps(asdict(job))]
-    done = subprocess.run(arguments, check=False, text=True, capture_output=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return {"failed": lines[-1][:300]}
-    found: Row = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-FILE = click.Path(exists=True, dir_okay=False)
-
-
 @click.command()
 @click.option("--shared", type=click.Path(exists=True, file_okay=False))
 @click.option("--resnet20", type=FILE)
@@ -240,7 +225,7 @@ def main(
             for way in chosen:
                 minutes = distill_minutes if way != PEER else None
                 job = Job(places, name, ratio, way, multiple, minutes)
-                row = run(job)
+                row = run(__file__, asdict(job))
                 click.echo(f"{name} {ratio} {way}: {row}", err=True)
                 done.append((job, row))
                 if out is not None:

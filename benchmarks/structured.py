@@ -4,7 +4,8 @@ Top-1 in percent on labelled images that nothing has seen. Each row is a model, 
 multiply-adds that shall go, and a way to choose the channels:
 
     uniform       the same share of each group, the smallest by their weights (L1)
-    scored        the same, those that their readers miss least (ScoreChannels, as in all below)
+    scored        the same, those that their readers miss least (ScoreChannels, as in all below
+                  but auto)
     curves        by what each group alone costs the outputs (MeasureChannels)
     moments       by what it costs the layers behind
     search        the best of 50 random sub-networks, repaired by matching moments
@@ -79,7 +80,10 @@ WAYS: dict[str, Callable[[Job], list[Pass]]] = {
     "scored": lambda job: [p.ScoreChannels(), _select(job)],
     "curves": lambda job: [p.ScoreChannels(), p.MeasureChannels(), _select(job)],
     "moments": lambda job: [p.ScoreChannels(), p.MeasureChannels(mode="moments"), _select(job)],
-    "search": lambda job: [p.SearchChannels(ratio=job.ratio, multiple=job.multiple, tries=TRIES)],
+    "search": lambda job: [
+        p.ScoreChannels(),
+        p.SearchChannels(ratio=job.ratio, multiple=job.multiple, tries=TRIES),
+    ],
 }
 AUTO = "auto"
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Recovery,
         Rounding,
     )
+    from onnxdrp.channels.choosing import ChannelScores
     from onnxdrp.channels.rounds import AutoChannels
     from onnxdrp.datareaders import DataReader
     from onnxdrp.detection import DetectionScore
@@ -91,6 +92,7 @@ class _Job:
     executor: "Executor | None" = None
     workers: int | None = None
     skip_bad_samples: bool = False
+    scores: "ChannelScores | None" = None  # that the last run found
 
     def run(self, passes: Sequence[Pass]) -> Report:
         """Run the passes and add to the report what the whole came to."""
@@ -119,6 +121,7 @@ class _Job:
             activation_zeropoint=self.activation_zeropoint or None,
             seed=self.seed,
         )
+        self.scores = ctx.channel_scores
         report.masks, report.ranges = ctx.masks, ctx.calibration
         report.sensitivity = ctx.sensitivity or ctx.channel_curves
         report.warnings += self.warnings
@@ -407,7 +410,8 @@ def slim(
         score: which channels of a group go first: l1, the smallest weights, the default without
             data; activation; or second-order, what their readers lose once the other channels are
             re-fitted, the default where there is data (ScoreChannels).
-        curves: a file of `sensitivity(..., of="channels")`.
+        curves: a file of `sensitivity(..., of="channels")`: channels go in the order in which it
+            has measured them.
         search: how many sub-networks to try (SearchChannels).
         index: take this one of them, or of the front that `spec` is.
         auto: remove what `max_drop` allows (onnxdrp.channels.auto: Fujitsu's CAC, docs/cac.md).
@@ -475,15 +479,18 @@ def slim(
         job.warnings += rounds.warnings
     else:
         _refuse("a given ratio or rate", max_drop=max_drop, sure=sure)
+        if curves is not None:
+            _refuse("curves", score=score)
+        elif calib is not None:
+            score = score or CHANNEL_SCORE
         if search is None:
             _refuse("no search", index=index)
-            score = score or (CHANNEL_SCORE if calib is not None else None)
-            how |= {"rate": rate, "score": score, "curves": None if curves is None else str(curves)}
+            how |= {"rate": rate, "curves": None if curves is None else str(curves)}
         else:
             _need(calib, ())
-            _refuse("search", rate=rate, score=score, curves=curves)
+            _refuse("search", rate=rate, curves=curves)
             how |= {"tries": search, "index": index}
-        how |= {"ratio": ratio, **which}
+        how |= {"score": score, "ratio": ratio, **which}
     steps += chains.slimming(sparse=sparse, **how)
     steps += chains.recovery(recover, minutes=distill_minutes, memory_limit=memory_limit)
     report = job.run(steps)
@@ -523,8 +530,9 @@ def pareto(
     Args:
         model: a Model, which is not changed, or the path of one.
         calib: data; a quarter is held back to compare by.
-        curves: a file of `sensitivity(..., of="channels")`: networks are judged by it, and only
-            those of the front are measured. Default: each is measured.
+        curves: a file of `sensitivity(..., of="channels")`: networks are judged by it, their
+            channels go in its order, and only those of the front are measured. Default: each is
+            measured, and channels go as by `slim`.
         cost: multiply-adds, or the time of onnxruntime.
         by: how close a network is: SQNR or agreement with the float model, or top-1.
         min_macs: least multiply-adds, as a share of the model's.
@@ -553,6 +561,7 @@ def pareto(
     from onnxdrp.channels import channels_of
     from onnxdrp.channels import pareto as search
     from onnxdrp.channels.sensitivity import load_channel_sensitivity
+    from onnxdrp.passes import ScoreChannels
 
     _need(calib, ())
     running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
@@ -561,22 +570,20 @@ def pareto(
     job = _job(
         whole, calib, None, target, seed, instruments, hold_out=False, reshaped=reshaped, **running
     )
-    report = job.run(_preprocessed(input_shape, outputs, skip=skip_preprocess))
-    known: dict[str, tuple[list[float], list[float]]] | None = None
+    memory: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
+    steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
+    report = job.run(steps if curves is not None else [*steps, ScoreChannels(**memory)])
+    how: dict[str, Any] = {"scores": job.scores}
     if curves is not None:
         found = load_channel_sensitivity(curves)
         found.check(whole, channels_of(whole))
-        known = {
-            name: (rates.tolist(), drops.tolist())
-            for name in found.curves
-            for rates, drops in (found.drops(name),)
-        }
-    memory: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
+        drops = ((name, found.drops(name)) for name in found.curves)
+        known = {name: (rates.tolist(), lost.tolist()) for name, (rates, lost) in drops}
+        how = {"scores": found.scores(), "curves": known}
     assert job.calibration is not None
     report.front = search.pareto(
         whole,
         job.calibration,
-        curves=known,
         cost=cost,
         by=by,
         min_macs=min_macs,
@@ -586,6 +593,7 @@ def pareto(
         exclude=tuple(exclude),
         auto_excludes=auto_excludes,
         seed=seed,
+        **how,
         **memory,
         **running | {"checkpoint": job.checkpoint},
     )
@@ -1073,9 +1081,9 @@ def sensitivity(
         of: quant, in dB at the outputs; or channels, a score of the model with a tenth to nine
             tenths of the channels of each group gone, for `slim(..., curves=FILE)`.
         samples: how many of the data the units are measured on, spread over it; default 16, of
-            channels 500.
+            channels by outputs 500. What channels go first (ScoreChannels) is seen on all.
         mode: of channels: outputs, the default, or moments, which looks at what the layers behind
-            lose and is quick at any size (MeasureChannels).
+            lose, on all of the data, and is quick at any size (MeasureChannels).
         score: of channels by outputs: agreement, top-1 (the data has labels), signal, or a function
             of one's own, "FILE.py:name".
         shares: of channels: of a group, that go, rising; default 0.1 to 0.9.
@@ -1112,7 +1120,7 @@ def sensitivity(
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
     from onnxdrp import chains
-    from onnxdrp.passes import MeasureChannels, MeasureSensitivity
+    from onnxdrp.passes import MeasureChannels, MeasureSensitivity, ScoreChannels
 
     _need(calib, ())
     steps = _preprocessed(input_shape, outputs, skip=skip_preprocess)
@@ -1147,9 +1155,9 @@ def sensitivity(
             "memory_limit": memory_limit,
         }
         options: dict[str, Any] = {k: v for k, v in given.items() if v is not None} | where
-        steps.append(
-            MeasureChannels(exclude=tuple(exclude), auto_excludes=auto_excludes, **options)
-        )
+        memory: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
+        which: dict[str, Any] = {"exclude": tuple(exclude), "auto_excludes": auto_excludes}
+        steps += [ScoreChannels(**memory), MeasureChannels(**which, **options)]
     else:
         raise OptionError(f"of {of!r}: there are quant and channels")
     job = _job(

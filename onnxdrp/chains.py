@@ -3,7 +3,7 @@
     preprocessing   freeze-shapes, cut, infer-shapes, optimize, fold-constants, fuse-batchnorm,
                     clean, infer-shapes
     pruning         select-layers, allocate-rates, prune-blocks; or apply-masks
-    slimming        score-channels, select-channels (or search-channels, or apply-channels),
+    slimming        score-channels, select-channels or search-channels (or apply-channels alone),
                     remove-channels (or mask-channels)
     recovery        match-moments; or refit-weights, distill
     quantization    equalize-gates, cross-layer-equalize, convert-opset, infer-shapes, calibrate,
@@ -112,7 +112,7 @@ def slimming(
 
     Args:
         sparse: leave them where they are, with weights of zero.
-        score: of score-channels; None: the sizes of weights, without a pass.
+        score: of score-channels; None: the sizes of weights, without a pass, or what curves say.
         curves: of select-channels.
         tries: of search-channels, which chooses instead of select-channels.
         index: of search-channels, or the point of a front in `spec`.
@@ -125,11 +125,12 @@ def slimming(
     steps: list[Pass] = []
     if spec is not None or removed is not None:
         steps.append(p.ApplyChannels(spec or "", index, removed or {}))
-    elif tries is not None:
-        steps.append(p.SearchChannels(tries=tries, index=index, **_given(selection), **memory))
     else:
         steps += [] if score is None else [p.ScoreChannels(score, **memory)]
-        steps.append(p.SelectChannels(curves=curves, **selection))
+        if tries is not None:
+            steps.append(p.SearchChannels(tries=tries, index=index, **_given(selection), **memory))
+        else:
+            steps.append(p.SelectChannels(curves=curves, **selection))
     return [*steps, p.MaskChannels() if sparse else p.RemoveChannels()]
 
 

@@ -171,7 +171,8 @@ _slimming = _options(
     click.option("--score", type=click.Choice(["l1", "activation", "second-order"]),
                  help="Which go first in a group [second-order with data, else l1]."),
     click.option("--sens", "curves", type=click.Path(), metavar="FILE.json",
-                 help="What that costs each group, from sensitivity --of channels."),
+                 help="What that costs each group, and in which order, from sensitivity "
+                      "--of channels."),
     click.option("--search", type=click.IntRange(1), metavar="N",
                  help="Try N sub-networks, take the best."),
     click.option("--index", type=click.IntRange(0), metavar="K",
@@ -672,7 +673,9 @@ def calibrate(model: str, **options: Any) -> None:
 )
 @click.option("--calib", type=click.Path(), metavar="DATA", help="Images or arrays to measure on.")
 @click.option(
-    "--samples", type=click.IntRange(1), help="Of the data, for the units [16; of channels 500]."
+    "--samples",
+    type=click.IntRange(1),
+    help="Of the data, for the units [16; of channels by outputs 500].",
 )
 @click.option("--per-channel/--per-tensor", default=None, help="Weight scales [the target's].")
 @_options(_shaping, _exclude, _excluding, _measuring, _converting)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxdrp.channels.choosing import ChannelScores
 from onnxdrp.channels.sensitivity import load_channel_sensitivity
 from onnxdrp.datareaders import DataReader, take
 from onnxdrp.errors import DataError, OptionError
@@ -60,7 +61,7 @@ def save_context(ctx: PassContext, folder: Path, samples: int = 8) -> None:
     """
     tables: dict[str, Any] = {name: getattr(ctx, name) for name in _PLAIN}
     tables["shortened"] = sorted(ctx.shortened)
-    tables["channel_scores"] = {name: s.tolist() for name, s in ctx.channel_scores.items()}
+    tables["channel_scores"] = None if ctx.channel_scores is None else _scores(ctx.channel_scores)
     tables["target"] = dataclasses.asdict(ctx.target)
     tables["ranges"] = {name: (r.low, r.high) for name, r in ctx.ranges.items()}
     tables["quantization"] = {name: _params(p) for name, p in ctx.quantization.items()}
@@ -89,8 +90,9 @@ def load_context(folder: Path) -> PassContext:
         ctx = PassContext(target=_target(tables["target"]), **{n: tables[n] for n in _PLAIN})
         ctx.removed = {name: tuple(units) for name, units in ctx.removed.items()}
         ctx.shortened = frozenset(tables["shortened"])
-        scores = tables["channel_scores"].items()
-        ctx.channel_scores = {name: np.array(values, np.float64) for name, values in scores}
+        if (scores := tables["channel_scores"]) is not None:
+            units = {name: np.array(of, np.float64) for name, of in scores.pop("units").items()}
+            ctx.channel_scores = ChannelScores(units=units, **scores)
         ctx.ranges = {name: Range(*ends) for name, ends in tables["ranges"].items()}
         ctx.quantization = {name: QuantParams(**p) for name, p in tables["quantization"].items()}
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -113,6 +115,11 @@ def load_context(folder: Path) -> PassContext:
 
 def _plain(number: Any) -> Any:
     return number.tolist()  # of numpy
+
+
+def _scores(scores: ChannelScores) -> dict[str, Any]:
+    units = {name: of.tolist() for name, of in scores.items()}
+    return {"by": scores.by, "units": units, "unscored": dict(scores.unscored)}
 
 
 def _params(params: QuantParams) -> dict[str, Any]:

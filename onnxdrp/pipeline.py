@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from pathlib import Path
 
-    import numpy as np
-    import numpy.typing as npt
-
+    from onnxdrp.channels.choosing import ChannelScores
     from onnxdrp.channels.sensitivity import ChannelSensitivity
     from onnxdrp.datareaders import DataReader
     from onnxdrp.masks import Mask
@@ -69,7 +67,7 @@ class PassContext:
         dense: the model before any weight was pruned; shares all weights that are still the same.
             Its tensors have the channels that the pruned model has.
         channel_scores: {group of channels: a number for each unit, the lowest go first}, from
-            ScoreChannels; empty: SelectChannels goes by the sizes of weights.
+            ScoreChannels; None: channels go by the sizes of weights.
         removed: {group of channels: its units to be removed}, from SelectChannels and the like.
         channel_curves: what removing channels of each group alone costs, from MeasureChannels.
         slim: the model as channels were removed from it, with nothing repaired.
@@ -97,7 +95,7 @@ class PassContext:
     refused: dict[str, str] = field(default_factory=dict)
     masks: "dict[str, Mask]" = field(default_factory=dict)
     dense: "Model | None" = None
-    channel_scores: "dict[str, npt.NDArray[np.float64]]" = field(default_factory=dict)
+    channel_scores: "ChannelScores | None" = None
     removed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     channel_curves: "ChannelSensitivity | None" = None
     slim: "Model | None" = None

@@ -1,10 +1,10 @@
 """Measure what removing channels of each group alone costs, at each rate.
 
 Channels go by the scores of score-channels, or if it has not run by the sizes of the weights that
-make them (onnxdrp.channels.choosing). Either the outputs of the model are looked at, with what
-reads those channels masked (lone_channels), or what is lost to the layers that read them, when
-these are fitted (lost_channels), which takes one walk whatever the number of rates. Fills
-ctx.channel_curves; the model is not touched.
+make them (onnxdrp.channels.choosing); the order is kept with what it costs. Either the outputs of
+the model are looked at, with what reads those channels masked (lone_channels), or what is lost to
+the layers that read them, when these are re-fitted: that is what second-order scores say, which are
+computed here if score-channels has not run. Fills ctx.channel_curves; the model is not touched.
 """
 
 import hashlib
@@ -19,7 +19,6 @@ from onnxdrp.channels import Channels, Removed, channels_of
 from onnxdrp.channels.choosing import at_rates, scores_of
 from onnxdrp.channels.excluding import removable
 from onnxdrp.channels.output_scores import score_of
-from onnxdrp.channels.reading import read_by_group
 from onnxdrp.channels.sensitivity import (
     ChannelSensitivity,
     graph_print,
@@ -30,7 +29,7 @@ from onnxdrp.datareaders.batching import count
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.model import Model
 from onnxdrp.passes.lone_channels import LoneChannels
-from onnxdrp.passes.lost_channels import LostChannels
+from onnxdrp.passes.score_channels import ScoreChannels
 from onnxdrp.pipeline import Pass, PassContext, PassResult
 from onnxdrp.unit_sensitivity import few
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["MeasureChannels"]
 
 _WORST = 5
+_SAMPLES = 500
 Choices = dict[str, dict[float, Removed]]
 
 
@@ -49,26 +49,24 @@ class MeasureChannels(Pass):
 
     Stats: `groups`, how many there are; `samples`; `score`, `baseline`; `worst`, the groups whose
     score drops most at the middle rate, and by which share; `skipped` {layer: why its group is not
-    measured, or why what it loses itself does not count}.
+    measured}; `warnings`, which layers are scored by activation, if that is done here.
 
     Attributes:
-        mode: "outputs", scores of the model's outputs, or "moments", 1 less the shares of power
-            that are lost to the layers which read the channels, which is quicker (of 4,000 images
-            a ResNet-20 at half the multiply-adds, repaired, gets 66.0 and 64.8 % right; 63.4 with
-            one rate for all groups).
+        mode: "outputs", scores of the model's outputs, or "moments", 1 less the shares of variance
+            that are lost to the layers which read the channels, which takes one walk whatever the
+            number of rates.
         rates: shares of a group's channels, rising.
         score: of outputs: "agreement", "top-1", "signal" or "FILE.py:function"
             (onnxdrp.channels.output_scores); default: top-1 where there are classes and labels,
             agreement where there are classes, else signal.
-        samples: of the calibration data, spread over it.
+        samples: of the calibration data, spread over it, of which outputs are looked at; default
+            500. Moments are of all.
         exclude: selectors of layers whose channels stay.
         auto_excludes: leave the outputs of the first and of the last convolution whole.
-        file: where the scores are kept as the work goes on, and gone on from if it is there; "":
-            ctx.checkpoint with ".channels" behind its name, if there is one, which is deleted at
-            the end.
-        rows: for moments, of a layer's input, if there are more: output positions of samples.
+        file: where the scores are kept, of outputs as the work goes on, and gone on from if it is
+            there; "": of outputs ctx.checkpoint with ".channels" behind its name, if there is one,
+            which is deleted at the end.
         memory_limit: bytes of activations held in memory; more go to temporary files.
-        moments_limit: a layer whose X'X takes more bytes than this, in six copies, is passed over.
     """
 
     name: ClassVar[str] = "measure-channels"
@@ -77,25 +75,24 @@ class MeasureChannels(Pass):
     mode: Literal["outputs", "moments"] = "outputs"
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     score: str | None = None
-    samples: int = 500
+    samples: int | None = None
     exclude: tuple[str, ...] = ()
     auto_excludes: bool = True
     file: str = ""
-    rows: int = 20_000
     memory_limit: int = 1 << 30
-    moments_limit: int = 1 << 32
 
     def __post_init__(self) -> None:
         if self.mode not in ("outputs", "moments"):
             raise OptionError(f"mode {self.mode!r}: there are outputs, moments")
-        if self.mode == "moments" and self.score is not None:
-            raise OptionError(f"score {self.score!r} belongs to the mode outputs")
+        for name in ("score", "samples"):
+            if self.mode == "moments" and (value := getattr(self, name)) is not None:
+                raise OptionError(f"{name} {value!r} belongs to the mode outputs")
         rates = np.array(self.rates, np.float64)
         if not (len(rates) and np.all(np.diff(rates) > 0) and rates[0] > 0 and rates[-1] < 1):
             raise OptionError(f"rates {self.rates}: give some between 0 and 1, rising")
-        for name in ("samples", "rows", "memory_limit", "moments_limit"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} {getattr(self, name)}: give 1 or more")
+        for name in ("samples", "memory_limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise OptionError(f"{name} {value}: give 1 or more")
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """There is data, and no channels are chosen yet."""
@@ -107,41 +104,50 @@ class MeasureChannels(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises ModelError if nothing can be removed, DataError where onnxruntime fails."""
         assert ctx.reader is not None  # see requires
-        task = self._task(model, ctx, few(ctx.reader, self.samples, ctx.seed))
-        found, path = task.found, self._path(ctx)
-        for _ in self._outputs(task, path) if self.mode == "outputs" else self._moments(task, path):
-            if path is not None:
-                found.save(path)
-        found.curves = {name: found.curves[name] for name in task.choices if name in found.curves}
+        reader, warnings = ctx.reader, list[str]()
+        if self.mode == "outputs":
+            reader = few(reader, self.samples or _SAMPLES, ctx.seed)
+        elif ctx.channel_scores is None:
+            scored = ScoreChannels(memory_limit=self.memory_limit).run(model, ctx)
+            warnings = scored.stats["warnings"]
+        task, path = self._task(model, ctx, reader), self._path(ctx)
+        found = task.found
+        if self.mode == "moments":
+            self._moments(task, path)
+        else:
+            for _ in self._outputs(task, path):
+                if path is not None:
+                    found.save(path)
         if not found.curves:
             raise ModelError(f"no group can be measured: {next(iter(found.skipped.values()), '')}")
+        measured = [name for name in task.choices if name in found.curves]
+        found.curves = {name: found.curves[name] for name in measured}
+        found.order = {name: found.order[name] for name in measured}
         found.complete = True
         if self.file:
             found.save(self.file)
         elif path is not None:
             path.unlink(missing_ok=True)
         ctx.channel_curves = found
-        return PassResult(modified=False, stats=self._stats(found))
+        return PassResult(modified=False, stats=self._stats(found) | {"warnings": warnings})
 
     def _task(self, model: Model, ctx: PassContext, reader: "DataReader") -> "_Task":
         """What is to be tried. Raises ModelError if nothing can be removed."""
         channels = channels_of(model)
         groups, skipped = removable(model, channels, self.exclude, self.auto_excludes)
-        read, scores = (
-            read_by_group(model, channels),
-            scores_of(model, channels, ctx.channel_scores),
-        )
-        choices: Choices = {}
-        for name in groups:
-            if name in read:
-                choices[name] = {
-                    rate: at_rates(channels, scores, {name: rate}, 1) for rate in self.rates
-                }
-            else:
-                skipped |= dict.fromkeys(channels.group(name).makers, "no layer reads its channels")
-        if not choices:
+        for group in (channels.group(name) for name in groups):
+            if not group.readers:
+                skipped |= dict.fromkeys(group.makers, "no layer reads its channels")
+        groups = [name for name in groups if channels.group(name).readers]
+        if not groups:
             raise ModelError(f"no channels can be removed: {next(iter(skipped.values()), '')}")
+        scores = scores_of(model, channels, groups, ctx.channel_scores)
+        choices: Choices = {
+            name: {rate: at_rates(channels, scores, {name: rate}, 1) for rate in self.rates}
+            for name in groups
+        }
         found = ChannelSensitivity(
+            order={name: scores[name].tolist() for name in groups},
             samples=count(reader),
             seed=ctx.seed,
             model="" if model.path is None else model.path.name,
@@ -171,7 +177,7 @@ class MeasureChannels(Pass):
         """Where what is done is kept."""
         if self.file:
             path = Path(self.file)
-        elif ctx.checkpoint is not None:
+        elif ctx.checkpoint is not None and self.mode == "outputs":
             path = ctx.checkpoint.with_name(f"{ctx.checkpoint.name}.channels")
         else:
             return None
@@ -195,27 +201,31 @@ class MeasureChannels(Pass):
                 found.baseline = value
             yield
 
-    def _moments(self, task: "_Task", path: Path | None) -> Iterator[None]:
-        """Fill in what is lost by moments; yields when there is something new."""
-        found = task.found
+    def _moments(self, task: "_Task", path: Path | None) -> None:
+        """Fill in what is lost by moments.
+
+        Raises:
+            OptionError: score-channels went by something else.
+        """
+        found, scores = task.found, task.ctx.channel_scores
+        assert scores is not None  # see run
+        if scores.by != "second-order":
+            raise OptionError(
+                f"channels are scored by {scores.by}, which does not say what their readers lose; "
+                "mode moments needs second-order"
+            )
         found.score = "moments"
-        task.go_on(path, f"{found.score} of {self.rows} rows")
-        lost = LostChannels(
-            task.model,
-            task.channels,
-            task.reader,
-            task.ctx,
-            rows=self.rows,
-            memory_limit=self.memory_limit,
-            moments_limit=self.moments_limit,
-        )
-        found.skipped |= lost.skipped
-        known = {name: of for name, of in task.choices.items() if name in lost.groups}
-        if not known.keys() - found.curves.keys():
-            return
-        for name, shares in lost.measure(known, set(found.curves)):
-            found.curves[name] = {rate: 1 - share for rate, share in shares.items()}
-            yield
+        task.go_on(path, found.score)
+        for group in map(task.channels.group, task.choices):
+            if unknown := scores.unscored.keys() & group.readers:
+                why = f"what {min(unknown)!r} loses is not known: {scores.unscored[min(unknown)]}"
+                found.skipped |= dict.fromkeys(group.makers, why)
+                continue
+            of = scores[group.name]
+            found.curves[group.name] = {
+                rate: 1 - float(of[removed.get(group.name, [])].max(initial=0.0))
+                for rate, removed in task.choices[group.name].items()
+            }
 
 
 @dataclass(frozen=True, eq=False)

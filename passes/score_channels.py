@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.channels import channels_of
-from onnxdrp.channels.choosing import unit_scores
+from onnxdrp.channels.choosing import ChannelScores, unit_scores
 from onnxdrp.channels.reading import Reader, readers_of
 from onnxdrp.channels.scoring import Losses
 from onnxdrp.errors import DataError, OptionError
@@ -33,6 +33,8 @@ __all__ = ["ScoreChannels"]
 Floats = npt.NDArray[np.float64]
 
 _COPIES = 6  # of X'X, at most at a time
+_SAME = "what it reads is the same for all samples"
+_TURNED = "a ConvTranspose is no product of a matrix with rows of its input"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class ScoreChannels(Pass):
     """Score the channels of every group.
 
     Stats: `losses` {group: what is lost with a quarter, half and three quarters of its units};
-    `by_activation` {layer: why it is, although second-order was asked for}.
+    `by_activation` {layer: why it is, although second-order was asked for}; `skipped` {layer that
+    reads channels: why it is not scored}.
 
     Attributes:
         score: "l1", the sum of the absolute weights that make a channel, which needs no data;
@@ -81,22 +84,23 @@ class ScoreChannels(Pass):
         """Raises DataError if an activation is not finite; names tensor, node and sample."""
         channels = channels_of(model)
         if self.score == "l1":
-            ctx.channel_scores = unit_scores(model, channels)
+            ctx.channel_scores = ChannelScores(self.score, unit_scores(model, channels))
             return PassResult(modified=False, stats={"score": self.score})
         cuts = [cut for cut in default_cuts(model) if len(cut) == 1]
         order = {tensor: i for i, (tensor,) in enumerate(cuts)}
-        readers = [
-            r for r in readers_of(model, channels) if r.data in order
-        ]  # others: always the same
+        every = readers_of(model, channels)
+        skipped = {r.name: _SAME for r in every if r.data not in order}
+        readers = [reader for reader in every if reader.data in order]
         readers.sort(key=lambda reader: order[reader.data])
         losses = Losses(channels, readers)
         whys = self._by_activation(readers, losses) if self.score == "second-order" else {}
         self._add_all(model, ctx, readers, losses, whys)
-        ctx.channel_scores = losses.scores
+        ctx.channel_scores = ChannelScores(self.score, losses.scores, skipped)
         stats = {
             "score": self.score,
             "losses": {name: _at_quarters(found) for name, found in losses.scores.items()},
             "by_activation": whys,
+            "skipped": skipped,
             "warnings": [
                 f"layer {name!r} is scored by activation: {w}" for name, w in whys.items()
             ],
@@ -129,7 +133,7 @@ class ScoreChannels(Pass):
         )
         for stop, (tensor, here) in zip(stops, at.items(), strict=True):
             taps = {
-                name: Tap(tensor, self._observer(reader, ctx, name in whys))
+                name: Tap(tensor, self._observer(reader, ctx, whys))
                 for name, reader in here.items()
             }
             seen = stop.observe(taps)
@@ -138,19 +142,22 @@ class ScoreChannels(Pass):
                 losses.add(reader, _power(seen.pop(name), reader, biased))
 
     def _observer(
-        self, reader: Reader, ctx: PassContext, by_activation: bool
+        self, reader: Reader, ctx: PassContext, whys: Mapping[str, str]
     ) -> Moments | ChannelMoments:
-        if self.score == "activation" or by_activation or reader.unfolding is None:
+        if self.score == "activation" or reader.name in whys:
             return ChannelMoments(reader.axis)
+        assert reader.unfolding is not None  # or it is among these
         return Moments(reader.unfolding, self.positions, ctx.seed)
 
     def _by_activation(self, readers: Sequence[Reader], losses: Losses) -> dict[str, str]:
-        """{layer: why it is too large}; readers are in the order of the walk."""
+        """{layer: why its moments cannot be had}; readers are in the order of the walk."""
         whys: dict[str, str] = {}
         last = {i: reader.name for reader in readers for i in losses.read_by(reader)}
         held: Counter[int] = Counter()
         for reader in readers:
-            if reader.unfolding is not None:
+            if reader.unfolding is None:
+                whys[reader.name] = _TURNED
+            else:
                 needed = losses.needed(reader)
                 why = too_large(reader.unfolding, self.moments_limit, _COPIES)
                 if not why and held.total() + sum(needed.values()) > self.moments_limit:

@@ -1,8 +1,9 @@
 """Choose the channels to remove: the best of random sub-networks of the wanted multiply-adds.
 
 Fills ctx.removed {group: units that go}; the model is not touched. What is drawn, and how, is in
-onnxdrp.channels.subnets; how each is repaired and compared, in onnxdrp.passes.slim_trials. No label
-is looked at, unless top-1 is asked for.
+onnxdrp.channels.subnets; how each is repaired and compared, in onnxdrp.passes.slim_trials. Which
+channels of a group go, score-channels says, or if it has not run, the sizes of weights. No label is
+looked at, unless top-1 is asked for.
 """
 
 import dataclasses
@@ -94,11 +95,11 @@ class SearchChannels(Pass):
         channels = channels_of(model)
         groups, skipped = removable(model, channels, self.exclude, self.auto_excludes)
         multiple = self.multiple or ctx.target.channel_multiple
-        subnets = Subnets(model, channels, groups, multiple)
+        subnets = Subnets(model, channels, groups, multiple, ctx.channel_scores)
         reader, held = ctx.reader, ctx.held_out
         if held is None:
             reader, held = split(reader, self.held_out, ctx.seed)
-        known = self._known(model, ctx, multiple)
+        known = self._known(model, ctx, subnets)
         with tempfile.TemporaryDirectory(prefix="onnxdrp-search-") as folder:
             judge = SlimTrials(
                 model,
@@ -140,13 +141,13 @@ class SearchChannels(Pass):
         """With the sub-network that it took."""
         return self if "index" not in stats else dataclasses.replace(self, index=stats["index"])
 
-    def _known(self, model: Model, ctx: PassContext, multiple: int) -> Known:
+    def _known(self, model: Model, ctx: PassContext, subnets: Subnets) -> Known:
         """Scores of an earlier call for this model, these options and this data."""
         if ctx.checkpoint is None:
             return Known()
         assert ctx.reader is not None
-        own = self.samples, self.judged, self.held_out, self.by, self.exclude, self.auto_excludes
+        own = self.samples, self.judged, self.held_out, self.by, subnets.groups, subnets.order
         readers = [ctx.reader, *([] if ctx.held_out is None else [ctx.held_out])]
-        key = repr((model.fingerprint(), *own, multiple, ctx.seed, *map(data_identity, readers)))
+        key = repr((model.fingerprint(), *own, ctx.seed, *map(data_identity, readers)))
         path = ctx.checkpoint.with_name(f"{ctx.checkpoint.name}.channels")
         return Known(path, hashlib.blake2b(key.encode(), digest_size=16).hexdigest())

@@ -5,7 +5,7 @@ is found in the graph (onnxdrp.channels); scores are those of score-channels, or
 the sizes of weights (onnxdrp.channels.choosing). How many go is the same share of every group,
 given or found by bisection for a share of the multiply-adds; or, where it is known what that costs
 in each group (MeasureChannels), what costs no group more than a threshold
-(onnxdrp.channels.thresholding).
+(onnxdrp.channels.thresholding): then they go in the order in which they were measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -80,7 +80,7 @@ class SelectChannels(Pass):
         groups, skipped = removable(model, channels, self.exclude, self.auto_excludes)
         if not groups:
             raise ModelError(f"no channels can be removed: {next(iter(skipped.values()), '')}")
-        scores, cost = scores_of(model, channels, ctx.channel_scores), Cost(model, channels)
+        cost = Cost(model, channels)
         multiple = self.multiple or ctx.target.channel_multiple
         curves = ctx.channel_curves
         if self.curves is not None:
@@ -94,11 +94,13 @@ class SelectChannels(Pass):
             groups = [name for name in groups if name in curves.curves]
             if not groups:
                 raise ModelError("no group that may lose channels was measured; measure again")
+            scores = scores_of(model, channels, groups, curves.scores())
             chosen = by_threshold(channels, cost, scores, curves, groups, self.ratio, multiple)
             removed = chosen.removed
             how = {"threshold": chosen.threshold, "filled": chosen.filled}
             how["warnings"] = [] if chosen.met else [self._missed(chosen.macs / cost.whole)]
         else:
+            scores = scores_of(model, channels, groups, ctx.channel_scores)
             rate = self._rate(channels, cost, scores, groups, multiple)
             removed = at_rates(channels, scores, dict.fromkeys(groups, rate), multiple)
             how = {"rate": rate}

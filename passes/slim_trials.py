@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxdrp.channels.candidates import By, Score
+from onnxdrp.channels.candidates import By, SubnetScore
 from onnxdrp.channels.groups import Channels, Removed, channels_of
 from onnxdrp.datareaders.base import Batch, DataReader
 from onnxdrp.errors import DataError
@@ -47,7 +47,7 @@ _MOST = 4.0  # the largest factor of a weight, as of match-moments
 
 
 class SlimTrials(Sent["_Work"]):
-    """Called with {group: units that go}, gives the Score; by several threads at once too.
+    """Called with {group: units that go}, gives the SubnetScore; by several threads at once too.
 
     Args:
         model: float, with shapes; is not changed.
@@ -85,7 +85,7 @@ class SlimTrials(Sent["_Work"]):
         trials = Trials(model, few(held, judged, seed), threads=1)
         super().__init__(_Work(model, own, trials, by, memory_limit), folder)
 
-    def __call__(self, removed: Removed) -> Score:
+    def __call__(self, removed: Removed) -> SubnetScore:
         """Raises OptionError for what cannot be removed."""
         return self._here().score(removed)
 
@@ -124,7 +124,7 @@ class _Work:
         touched = {s.tensor for s in self._channels.trace.sites if s.role != "beside"}
         self._weights = frozenset(touched & by_weight(layers(self._model)).keys())
 
-    def score(self, removed: Removed) -> Score:
+    def score(self, removed: Removed) -> SubnetScore:
         """Of the model without some channels."""
         return self._score(self.repaired(removed))
 
@@ -161,12 +161,12 @@ class _Work:
             found[tensor] = ChannelStats(stats.count[keep], stats.mean[keep], stats.variance[keep])
         return found
 
-    def _score(self, model: "Model") -> Score:
+    def _score(self, model: "Model") -> SubnetScore:
         close = self._trials.closeness(model)
         top1 = None
         if self._by == "top-1":
             top1 = self._trials.top1 - self._trials.drop(model)[0]
-        score = Score(
+        score = SubnetScore(
             agreement=None if close.same is None else float(close.same.mean()),
             sqnr_db=close.sqnr_db if math.isfinite(close.sqnr_db) else None,
             top1=top1,

@@ -17,6 +17,7 @@ from builders import conv_net, feeds_for, outputs_of, same_outputs
 from click.testing import CliRunner
 from toy_passes import Break, Nothing, Prune, Scale, Wobble
 
+from onnxdrp.channels.choosing import ChannelScores
 from onnxdrp.channels.sensitivity import ChannelSensitivity
 from onnxdrp.contexts import load_context, save_context
 from onnxdrp.datareaders import ArrayReader, DataReader
@@ -539,8 +540,12 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
         kept_float={"n": "an operator of no known kind"},
         wide={"m": "8 bits are too few"},
         sensitivity=Sensitivity(target="drp-ai3", samples=4, identity="0a"),
-        channel_scores={"conv": np.random.default_rng(1).random(7)},
-        channel_curves=ChannelSensitivity({"conv": {0.1: 0.75, 0.5: 1 / 3}}, 0.9, "agreement", 8),
+        channel_scores=ChannelScores(
+            "activation", {"conv": np.random.default_rng(1).random(7)}, {"fc": "always the same"}
+        ),
+        channel_curves=ChannelSensitivity(
+            {"conv": {0.1: 0.75, 0.5: 1 / 3}}, {"conv": [0.5, 1 / 3]}, 0.9, "agreement", 8
+        ),
         removed={"conv": (1, 4)},
         shortened=frozenset({"w"}),
         reference=model,
@@ -558,7 +563,9 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
         kept = getattr(again, name)
         assert kept is not None
         same_outputs(kept, model, feeds_for(model.proto()))
-    np.testing.assert_array_equal(again.channel_scores["conv"], ctx.channel_scores["conv"])
+    scores = again.channel_scores
+    assert (scores.by, scores.unscored) == ("activation", {"fc": "always the same"})
+    np.testing.assert_array_equal(scores["conv"], ctx.channel_scores["conv"])
     for name in (*tables - models - {"channel_scores"}, "target", "seed"):
         assert getattr(again, name) == getattr(ctx, name), name
     assert again.reader is not None

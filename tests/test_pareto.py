@@ -10,7 +10,7 @@ from quantizing import Feeds
 from slim_nets import images, residual_net
 
 from onnxdrp.channels import channels_of, pareto
-from onnxdrp.channels.candidates import Score
+from onnxdrp.channels.candidates import SubnetScore
 from onnxdrp.channels.cost import Cost
 from onnxdrp.channels.front import Front, load_front, slim_of
 from onnxdrp.channels.spec import load_spec
@@ -43,7 +43,7 @@ def quick(monkeypatch):
     def score(_self, removed):
         scored.append({name: tuple(units) for name, units in removed.items()})
         gone = {g.name: len(removed.get(g.name, ())) / g.size for g in CHANNELS.groups}
-        return Score(None, -sum(CURVES[name][1][-1] * r**2 for name, r in gone.items()))
+        return SubnetScore(None, -sum(CURVES[name][1][-1] * r**2 for name, r in gone.items()))
 
     monkeypatch.setattr(SlimTrials, "__call__", score)
     return scored
@@ -127,6 +127,18 @@ def test_bounds_hold_and_groups_without_a_curve_stay_whole(quick):
         assert point.setting.keys() <= set(GROUPS[:2])
     with pytest.raises(OptionError, match=r"no sub-network has between 0 and 0\.01"):
         found(min_macs=0.0, max_macs=0.01)
+
+
+def test_the_channels_that_go_are_those_of_the_lowest_scores(quick):
+    scores = {g.name: np.random.default_rng(0).random(g.size) for g in CHANNELS.groups}
+    settings = [p.setting for p in found(scores=scores).points]
+    assert settings != [p.setting for p in found().points]
+    for setting in settings:
+        for name, units in setting.items():
+            assert set(units) == set(np.argsort(scores[name])[: len(units)].tolist())
+    scores[GROUPS[0]] = scores[GROUPS[0]][1:]
+    with pytest.raises(OptionError, match="another model"):
+        found(scores=scores)
 
 
 def test_a_front_comes_back_from_its_file_and_its_points_are_decisions(quick, tmp_path):

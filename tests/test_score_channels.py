@@ -15,6 +15,7 @@ from onnxdrp.moments import ChannelMoments, Moments
 from onnxdrp.observe import observe
 from onnxdrp.passes import (
     InferShapes,
+    MeasureChannels,
     RefitWeights,
     RemoveChannels,
     ScoreChannels,
@@ -244,6 +245,43 @@ def test_a_layer_whose_moments_are_too_large_is_scored_by_activation_and_named()
     assert len(record.stats["warnings"]) == 3
     for name, scores in by_activation.channel_scores.items():
         np.testing.assert_array_equal(ctx.channel_scores[name], scores)
+
+
+def test_how_else_a_layer_is_scored_and_which_are_not_is_named():
+    model = built("turned")
+    (turned,) = model.nodes("ConvTranspose")
+    ctx, (record,) = run(model, ScoreChannels())
+    assert ctx.channel_scores.by == "second-order"
+    (why,) = record.stats["by_activation"].values()
+    assert "ConvTranspose" in why
+    want = f"layer {turned.name!r} is scored by activation: {why}"
+    assert record.stats["warnings"] == [want]
+    ctx, (record,) = run(model, MeasureChannels(mode="moments", auto_excludes=False))
+    assert record.stats["warnings"] == [want]
+    _, (record,) = run(built("turned"), ScoreChannels(score="activation"))
+    assert record.stats["by_activation"] == {}
+
+
+def test_what_a_layer_loses_that_reads_always_the_same_is_not_known():
+    text = FLAT.replace(
+        "MatMul(hr, wy)", "MatMul(hr, wy)\n e = Gemm(k, wk)\n j = Relu(e)\n q = Gemm(j, wq)"
+    )
+    text = text.replace("=> (float[N,4] y)", "=> (float[N,4] y, float[1,4] q)")
+    constant = {"k": normal([1, 3], 4), "wk": normal([3, 8], 5), "wq": normal([8, 4], 6)}
+    model = parse(text, FLAT_WEIGHTS | constant)
+    reads_it, made_it = (
+        next(n for n in model.nodes("Gemm") if n.inputs[1].name == w) for w in ("wq", "wk")
+    )
+    ctx, (scored, measured) = run(
+        model, ScoreChannels(), MeasureChannels(mode="moments", auto_excludes=False)
+    )
+    assert scored.stats["skipped"].keys() == {reads_it.name}
+    assert made_it.name in ctx.channel_scores
+    assert "same for all samples" in measured.stats["skipped"][made_it.name]
+    assert measured.stats["warnings"] == []
+    curves = ctx.channel_curves
+    assert made_it.name not in curves.curves.keys() | curves.order.keys()
+    assert len(curves.curves) == 2
 
 
 def test_what_is_held_until_the_last_reader_of_a_group_counts_too():

@@ -14,7 +14,7 @@ from quantizing import Feeds
 from slim_nets import images, residual_net
 
 from onnxdrp.channels import channels_of
-from onnxdrp.channels.candidates import Known, Score
+from onnxdrp.channels.candidates import Known, SubnetScore
 from onnxdrp.channels.choosing import at_rates, unit_scores
 from onnxdrp.channels.cost import Cost
 from onnxdrp.channels.search import Search, Try, search_channels
@@ -24,7 +24,7 @@ from onnxdrp.errors import DataError, ModelError, OptionError, PassError
 from onnxdrp.model import Model
 from onnxdrp.moments import ChannelMoments
 from onnxdrp.observe import Tap, observe
-from onnxdrp.passes import RemoveChannels, SearchChannels
+from onnxdrp.passes import RemoveChannels, ScoreChannels, SearchChannels
 from onnxdrp.passes.slim_trials import SlimTrials
 from onnxdrp.pipeline import PassContext, PassManager
 
@@ -55,7 +55,7 @@ class Fake:
         if self.most is not None and len(self.calls) == self.most:
             raise KeyboardInterrupt
         self.calls.append({name: tuple(units) for name, units in removed.items()})
-        return Score(None, float(sum(map(sum, removed.values())) % 97))
+        return SubnetScore(None, float(sum(map(sum, removed.values())) % 97))
 
 
 # --------------------------------------------------------------------------------- sub-networks
@@ -81,6 +81,23 @@ def test_the_share_that_goes_is_what_counting_channels_says(data, multiple):
     assert found.whole == cost.whole
     left = cost.macs(channels.alive(removed)) / cost.whole
     assert subnet.share == pytest.approx(1 - left, abs=1 / cost.whole)
+
+
+def test_the_units_of_the_lowest_scores_go_and_scores_of_another_model_are_refused():
+    channels, names = channels_of(NET), subnets().groups
+    scores = {g.name: np.random.default_rng(0).random(g.size) for g in channels.groups}
+    found = Subnets(NET, channels, names, 1, scores)
+    rates = dict.fromkeys(names, 0.5)
+    removed = found.removed(found.at(rates))
+    want = at_rates(channels, scores, rates, 1)
+    assert removed == {name: tuple(units) for name, units in want.items()}
+    by_weights = subnets(1)
+    assert removed != by_weights.removed(by_weights.at(rates))
+    assert found.sample(0.5, 5, 0) == by_weights.sample(0.5, 5, 0)  # as many of each
+    scores[names[0]] = scores[names[0]][1:]
+    with pytest.raises(OptionError, match="another model"):
+        Subnets(NET, channels, names, 1, scores)
+    assert Subnets(NET, channels, names[1:], 1, scores).groups == names[1:]
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
@@ -163,14 +180,14 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path):
 
 def test_of_equal_scores_the_first_is_kept_and_decibels_decide():
     def one(i, agreement, db):
-        return Try(i, Subnet({}, (i,), 0.5), Score(agreement, db))
+        return Try(i, Subnet({}, (i,), 0.5), SubnetScore(agreement, db))
 
     tries = (one(0, 0.5, 1.0), one(1, 0.5, 3.0), one(2, 0.5, 3.0), one(3, 0.4, 9.0))
     assert Search(tries, "agreement").best.index == 1
     assert Search(tries, "sqnr").best.index == 3
     with pytest.raises(OptionError, match="top-1 is not known"):
         _ = Search(tries, "top-1").best
-    assert Score(1.0, None).order("sqnr") > Score(1.0, 100.0).order("sqnr")
+    assert SubnetScore(1.0, None).order("sqnr") > SubnetScore(1.0, 100.0).order("sqnr")
 
 
 # --------------------------------------------------------------------------------- trials
@@ -259,6 +276,35 @@ def test_the_pass_leaves_the_model_and_its_choice_can_be_removed():
     assert again.stats["index"] == 5
     assert [t["index"] for t in again.stats["search"]["tries"]] == [5]
     assert other.removed != chosen
+
+
+def test_channels_go_in_the_order_of_score_channels():
+    by_weights, _ = searched()
+    ctx = PassContext(workers=1, reader=Feeds(images()))
+    PassManager([ScoreChannels(), STEP]).run(NET.clone(), ctx)
+    assert ctx.removed.keys() == by_weights.removed.keys()
+    for name, units in ctx.removed.items():
+        assert set(units) == set(np.argsort(ctx.channel_scores[name])[: len(units)].tolist())
+    assert ctx.removed != by_weights.removed
+
+
+def test_scores_of_another_order_are_not_gone_on_from(tmp_path, monkeypatch):
+    path, calls = tmp_path / "kept", []
+    monkeypatch.setattr(Known, "remove", lambda _: None)
+    _, first = searched(checkpoint=path)
+    score = SlimTrials.__call__
+
+    def counted(self, removed):
+        calls.append(removed)
+        return score(self, removed)
+
+    monkeypatch.setattr(SlimTrials, "__call__", counted)
+    _, again = searched(checkpoint=path)
+    assert again.stats == first.stats
+    assert not calls
+    ctx = PassContext(workers=1, reader=Feeds(images()), checkpoint=path)
+    PassManager([ScoreChannels(), STEP]).run(NET.clone(), ctx)
+    assert len(calls) == 8
 
 
 def test_a_checkpoint_is_used_and_deleted(tmp_path, monkeypatch):

@@ -116,6 +116,35 @@ def test_what_channels_cost_is_measured_once_and_used_for_several_ratios(tmp_pat
         onnxdrp.slim(other, ratio=0.3, curves=file)
 
 
+def test_each_way_to_choose_takes_the_channels_in_one_order(tmp_path):
+    """Of score-channels; what was measured before keeps the order in which it was."""
+    net, data, file = residual_net(), noise(), tmp_path / "net.sens.json"
+    every = {"ratio": 0.5, "multiple": 1, "calib": data}
+    found = onnxdrp.sensitivity(net, data, of="channels", file=file).sensitivity
+    report = onnxdrp.slim(residual_net(), **every, curves=file)
+    assert [r.name for r in report.records if "score" in r.name] == []
+    spec = {name: np.argsort(of, kind="stable").tolist() for name, of in found.order.items()}
+    fronts = (
+        onnxdrp.pareto(residual_net(), data, points=2, multiple=1, curves=curves).front
+        for curves in (None, file)
+    )
+    settings = [point.setting for front in fronts for point in front.points]
+    assert len(settings) > 3
+    for setting in settings:
+        for name, units in setting.items():
+            assert set(units) == set(spec[name][: len(units)])
+    for options, names in (
+        ({"search": 3}, ["score-channels", "search-channels"]),
+        ({"search": 3, "score": "l1"}, ["score-channels", "search-channels"]),
+        ({}, ["score-channels", "select-channels"]),
+    ):
+        report = onnxdrp.slim(residual_net(), **every, **options)
+        names_found = [r.name for r in report.records]
+        at = names_found.index("score-channels")
+        assert names_found[at : at + 2] == names
+        assert report.records[at].stats["score"] == options.get("score", "second-order")
+
+
 def test_moments_alone_tell_what_channels_cost():
     shares = (0.25, 0.5, 0.75)
     found = onnxdrp.sensitivity(
@@ -195,7 +224,9 @@ def test_a_front_is_searched_and_one_of_its_networks_made(tmp_path):
         ({"rate": 0.5, "max_drop": 1.0}, "max_drop does not go with a given ratio"),
         ({"rate": 0.5, "sure": True}, "sure does not go with a given ratio"),
         ({"rate": 0.5, "index": 1}, "index does not go with no search"),
-        ({"ratio": 0.5, "search": 2, "score": "l1", "calib": 1}, "score does not go with search"),
+        ({"ratio": 0.5, "search": 2, "rate": 0.5, "calib": 1}, "rate does not go with search"),
+        ({"ratio": 0.5, "search": 2, "curves": "f.json", "calib": 1}, "curves does not go with s"),
+        ({"ratio": 0.5, "curves": "f.json", "score": "l1"}, "score does not go with curves"),
         ({"auto": True, "ratio": 0.5, "calib": 1}, "ratio does not go with auto"),
         ({"spec": "f.json", "ratio": 0.5}, "ratio does not go with spec"),
         ({"spec": "f.json", "auto_excludes": False}, "auto_excludes does not go with spec"),

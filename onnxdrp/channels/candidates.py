@@ -14,7 +14,7 @@ from onnxdrp.errors import OptionError
 from onnxdrp.executing import available_cores, in_order, own_or_threads
 from onnxdrp.files import atomic_write
 
-__all__ = ["By", "Judge", "Known", "Score"]
+__all__ = ["By", "Judge", "Known", "SubnetScore"]
 
 By = Literal["agreement", "sqnr", "top-1"]
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Score:
+class SubnetScore:
     """How close a sub-network, repaired cheaply, comes to the float model, on samples held back.
 
     Attributes:
@@ -49,7 +49,7 @@ class Score:
         return value, decibels
 
 
-Judge = Callable[[Removed], Score]
+Judge = Callable[[Removed], SubnetScore]
 """Gives the score of a model without some channels: the same for the same, wherever it is called.
 
 Called from several threads at once, and pickled where the executor is not one of threads.
@@ -79,7 +79,7 @@ class Known:
         *,
         executor: Executor | None = None,
         workers: int | None = None,
-    ) -> Iterator[Score]:
+    ) -> Iterator[SubnetScore]:
         """Yield the score of each, in order; only what is not known is judged.
 
         Args:
@@ -92,7 +92,7 @@ class Known:
         todo = [removed for name, removed in wanted.items() if name not in self.scores]
         with own_or_threads(executor, count) as pool:
             ahead = count if isinstance(pool, ThreadPoolExecutor) else 2 * count
-            fresh: Iterable[Score] = in_order(pool, judge, todo, ahead)
+            fresh: Iterable[SubnetScore] = in_order(pool, judge, todo, ahead)
             results = iter(fresh)
             for name in wanted:
                 if name not in self.scores:
@@ -105,13 +105,13 @@ class Known:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> dict[str, Score]:
+    def _read(self, path: Path) -> dict[str, SubnetScore]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if (content["version"], content["key"]) != (self.version, self._key):
                 log.info("%s: belongs to other work, which is begun anew", path)
                 return {}
-            return {name: Score(**score) for name, score in content["scores"].items()}
+            return {name: SubnetScore(**score) for name, score in content["scores"].items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

@@ -10,7 +10,8 @@ with m as many units as make the wanted multiple of channels (AMD's Vitis AI Opt
 with m = 2). The first of equal scores go first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,34 @@ from onnxdrp.channels.groups import ChannelGroup, Channels
 from onnxdrp.errors import OptionError
 from onnxdrp.model import Model
 
-__all__ = ["at_rates", "kept_of", "scores_of", "unit_scores"]
+__all__ = ["ChannelScores", "at_rates", "kept_of", "scores_of", "unit_scores"]
 
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelScores(Mapping[str, Floats]):
+    """{group: a number for each of its units}, of all groups; the lowest go first.
+
+    Attributes:
+        by: "l1", "activation", or "second-order": then they are what is lost with a unit and with
+            all that go before it.
+        units: the numbers.
+        unscored: {layer that reads some units: why what it loses does not count}.
+    """
+
+    by: str
+    units: Mapping[str, Floats]
+    unscored: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, group: str) -> Floats:
+        return self.units[group]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.units)
+
+    def __len__(self) -> int:
+        return len(self.units)
 
 
 def unit_scores(model: Model, channels: Channels) -> dict[str, Floats]:
@@ -46,20 +72,27 @@ def unit_scores(model: Model, channels: Channels) -> dict[str, Floats]:
 
 
 def scores_of(
-    model: Model, channels: Channels, given: Mapping[str, Floats]
+    model: Model, channels: Channels, groups: Sequence[str], given: Mapping[str, Floats] | None
 ) -> Mapping[str, Floats]:
     """{group: a score for each of its units}: what is given, or if nothing is, by L1.
+
+    Args:
+        model: is not changed.
+        channels: of it.
+        groups: that need scores.
+        given: scores of these groups, and maybe of others.
 
     Raises:
         OptionError: what is given is of another model, or of this one with other channels.
     """
-    if not given:
+    if given is None:
         return unit_scores(model, channels)
-    for group in channels.groups:
-        if group.name not in given or len(given[group.name]) != group.size:
+    for name in groups:
+        size = channels.group(name).size
+        if name not in given or len(given[name]) != size:
             raise OptionError(
-                f"the scores of channels are of another model: the {group.size} units of "
-                f"{group.name!r} have none; run score-channels again"
+                f"the scores of channels are of another model: the {size} units of {name!r} have "
+                "none; run score-channels again"
             )
     return given
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxdrp.channels.candidates import By, Score
+from onnxdrp.channels.candidates import By, SubnetScore
 from onnxdrp.channels.groups import channels_of
 from onnxdrp.channels.spec import ChannelSpec
 from onnxdrp.errors import OptionError
@@ -54,7 +54,7 @@ class NetPoint:
     rates: dict[str, float]
     channels: dict[str, tuple[int, int]]
     structure: str
-    measured: Score
+    measured: SubnetScore
     predicted: float | None = None
     latency: float | None = None
 
@@ -148,7 +148,7 @@ def _point(row: dict[str, Any]) -> NetPoint:
             "channels": {
                 name: (before, after) for name, (before, after) in row["channels"].items()
             },
-            "measured": Score(**row["measured"]),
+            "measured": SubnetScore(**row["measured"]),
         }
     )
 

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.batches import pieces, static_batch
-from onnxdrp.channels.candidates import By, Judge, Known, Score
+from onnxdrp.channels.candidates import By, Judge, Known, SubnetScore
 from onnxdrp.channels.excluding import removable
 from onnxdrp.channels.front import Cost, Front, NetPoint, front_of, slim_of
 from onnxdrp.channels.groups import Channels, channels_of
@@ -66,6 +66,7 @@ def pareto(
     *,
     held_out: "DataReader | None" = None,
     curves: Curves | None = None,
+    scores: Mapping[str, Floats] | None = None,
     cost: Cost = "macs",
     by: By = "sqnr",
     min_macs: float = 0.25,
@@ -91,6 +92,7 @@ def pareto(
         reader: the data; a quarter of it is held back where `held_out` is None.
         held_out: samples to compare on.
         curves: of an analysis; groups without one stay whole. None: each sub-network is measured.
+        scores: {group: one for each unit}, the lowest go; None: by L1.
         cost: what the score stands against in the front. Latencies are measured for what the
             buckets have at the end; multiply-adds lead the search.
         by: what the score is; labels are looked at for "top-1" alone.
@@ -112,8 +114,8 @@ def pareto(
 
     Raises:
         ModelError: nothing can be removed, or no output is float.
-        OptionError: a bound, a curve or a count is out of its range, or no sub-network is within
-            the bounds.
+        OptionError: a bound, a curve or a count is out of its range, scores are of another model,
+            or no sub-network is within the bounds.
         DataError: the data gives no samples, or lacks the labels that are asked for.
     """
     _check(min_macs, max_macs, points, iterations, cost, multiple)
@@ -122,9 +124,9 @@ def pareto(
     if curves is not None:
         _check_curves(curves, groups)
         groups = [name for name in groups if name in curves]
-    subnets = Subnets(model, channels, groups, multiple)
+    subnets = Subnets(model, channels, groups, multiple, scores)
     rest, held = (reader, held_out) if held_out is not None else split(reader, 0.25, seed)
-    key = repr((model.fingerprint(), samples, judged, by, multiple, groups, seed))
+    key = repr((model.fingerprint(), samples, judged, by, groups, subnets.order, seed))
     data = data_identity(reader) + ("" if held_out is None else data_identity(held_out))
     known = Known(checkpoint, hashlib.blake2b((key + data).encode(), digest_size=16).hexdigest())
     rounds = iterations
@@ -155,10 +157,10 @@ def pareto(
         evolution = _Evolution(subnets, order, bounds, points, np.random.default_rng(seed))
         evolution.run(rounds)
         winners = evolution.winners()
-        scores = measure(winners)
+        measured = measure(winners)
     found = [
         _named(model, channels, subnets, subnet, score, by, curves)
-        for subnet, score in zip(winners, scores, strict=True)
+        for subnet, score in zip(winners, measured, strict=True)
     ]
     if cost == "latency":
         latencies = _latencies(model, [slim_of(model, p) for p in found], reader)
@@ -231,7 +233,7 @@ class _Measure:
     workers: int | None
     tell: _Teller
 
-    def __call__(self, found: Sequence[Subnet]) -> list[Score]:
+    def __call__(self, found: Sequence[Subnet]) -> list[SubnetScore]:
         wanted = {subnet.key: self.subnets.removed(subnet) for subnet in found}
         new = sum(key not in self.known.scores for key in wanted)
         scores = self.known.judged(self.judge, wanted, executor=self.executor, workers=self.workers)
@@ -341,7 +343,7 @@ def _named(
     channels: Channels,
     subnets: Subnets,
     subnet: Subnet,
-    score: Score,
+    score: SubnetScore,
     by: By,
     curves: Curves | None,
 ) -> NetPoint:

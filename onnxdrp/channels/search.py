@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxdrp.channels.candidates import By, Judge, Known, Score
+from onnxdrp.channels.candidates import By, Judge, Known, SubnetScore
 from onnxdrp.channels.subnets import Subnet, Subnets
 from onnxdrp.errors import OptionError
 from onnxdrp.report import Text, text_table
@@ -30,7 +30,7 @@ class Try:
 
     index: int
     subnet: Subnet
-    score: Score
+    score: SubnetScore
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ is
     d(r) = |base - s(r)| / (base + 1e-5)        never less than at a lower rate, d(0) = 0
 
 and a straight line between rates, as far as the highest of them (the first line is that of AMD's
-Vitis AI Optimizer, which takes measured rates alone). The file is JSON, tied to a graph by a hash
-of its layers and groups; weights may have been trained further since.
+Vitis AI Optimizer, which takes measured rates alone). The order in which the units of a group went
+is kept: what was measured is what goes. The file is JSON, tied to a graph by a hash of its layers
+and groups; weights may have been trained further since.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ __all__ = ["ChannelSensitivity", "graph_print", "load_channel_sensitivity"]
 
 Floats = npt.NDArray[np.float64]
 
-_FORMAT, _VERSION = "onnxdrp-channel-sensitivity", 1
+_FORMAT, _VERSION = "onnxdrp-channel-sensitivity", 2
 _NOTHING = 1e-5  # of the base, in AMD's drop
 
 
@@ -42,6 +43,7 @@ class ChannelSensitivity:
 
     Attributes:
         curves: {group: {share of its channels that go: score}}, rates rising.
+        order: {group: a number for each of its units; the lowest went first}.
         baseline: the score of the model as it is.
         score: what it is: "agreement", "top-1", "signal", "moments", or a file and function.
         samples: how many it was measured on.
@@ -49,11 +51,12 @@ class ChannelSensitivity:
         model: file name of the model, or "".
         graph: hash of the layers and groups.
         identity: hash of all that the figures depend on.
-        skipped: {layer: why its group was not measured, or what it loses itself does not count}.
+        skipped: {layer: why its group was not measured}.
         complete: False while scores are missing, after an interruption.
     """
 
     curves: dict[str, dict[float, float]] = field(default_factory=dict)
+    order: dict[str, list[float]] = field(default_factory=dict)
     baseline: float = 1.0
     score: str = ""
     samples: int = 0
@@ -70,6 +73,10 @@ class ChannelSensitivity:
         rates, scores = np.array([(0.0, self.baseline), *points]).T
         drops = np.abs(self.baseline - scores) / (self.baseline + _NOTHING)
         return rates, np.maximum.accumulate(drops)
+
+    def scores(self) -> dict[str, Floats]:
+        """The order, as choosing wants it."""
+        return {group: np.array(numbers, np.float64) for group, numbers in self.order.items()}
 
     def check(self, model: Model, channels: Channels) -> None:
         """Raises OptionError if this is of another graph, or not complete."""
@@ -95,7 +102,7 @@ class ChannelSensitivity:
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all. Raises ModelError if it cannot be written."""
         with atomic_write(Path(path)) as file:
-            file.write(json.dumps(self.as_dict(), indent=1).encode() + b"\n")
+            file.write(json.dumps(self.as_dict(), separators=(",", ":")).encode() + b"\n")
 
     def table(self) -> Text:
         """A line a group with its score at each rate, then what it is of."""
@@ -136,10 +143,18 @@ def load_channel_sensitivity(path: str | Path) -> ChannelSensitivity:
     """
     with read_json(path, "channel sensitivity", _FORMAT, _VERSION) as table:
         curves = {name: _curve(points) for name, points in table.pop("curves").items()}
-        found = ChannelSensitivity(curves, **table)
+        order = {name: _numbers(table["order"][name]) for name in curves}
+        found = ChannelSensitivity(curves, **table | {"order": order})
         if not (math.isfinite(found.baseline) and found.baseline >= 0):
             raise ValueError(f"baseline {found.baseline}")
         return found
+
+
+def _numbers(order: list[Any]) -> list[float]:
+    found = [float(number) for number in order]
+    if not all(map(math.isfinite, found)):
+        raise ValueError("order has numbers that are not finite")
+    return found
 
 
 def _curve(points: Mapping[str, Any]) -> dict[float, float]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxdrp.channels.choosing import kept_of, unit_scores
+from onnxdrp.channels.choosing import kept_of, scores_of
 from onnxdrp.channels.cost import Cost
 from onnxdrp.channels.groups import Channels
 from onnxdrp.channels.lanes import Ints
@@ -86,6 +86,7 @@ class Subnets:
         channels: of it.
         groups: names of those that may lose channels.
         multiple: that the channels which stay are of, in each tensor.
+        scores: {group: one for each unit}, the lowest go; None: by L1.
 
     Attributes:
         channels: of the model.
@@ -94,15 +95,21 @@ class Subnets:
 
     Raises:
         ModelError: there are no groups, or the multiply-adds of a layer are not known.
+        OptionError: the scores are of another model.
     """
 
     def __init__(
-        self, model: Model, channels: Channels, groups: Sequence[str], multiple: int
+        self,
+        model: Model,
+        channels: Channels,
+        groups: Sequence[str],
+        multiple: int,
+        scores: Mapping[str, Floats] | None = None,
     ) -> None:
         if not groups:
             raise ModelError("no group of channels may be removed; exclude fewer layers")
         self.channels, self.groups = channels, tuple(groups)
-        scores, cost = unit_scores(model, channels), Cost(model, channels)
+        scores, cost = scores_of(model, channels, groups, scores), Cost(model, channels)
         self.whole = cost.whole
         self._blocks: list[_Block] = []
         number = np.full(int(channels.unit.max(initial=-1)) + 2, -1)
@@ -146,6 +153,11 @@ class Subnets:
             lost[block.group] += len(block.order) - kept
             size[block.group] += len(block.order)
         return dict(zip(self.groups, (lost / size).tolist(), strict=True))
+
+    @property
+    def order(self) -> list[list[int]]:
+        """In which units of each block go; with `kept` of a sub-network this says all of it."""
+        return [block.order.tolist() for block in self._blocks]
 
     @property
     def most(self) -> float:

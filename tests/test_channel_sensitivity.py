@@ -141,6 +141,10 @@ def test_scores_do_not_depend_on_workers_or_batches_and_the_model_keeps_its_weig
     first = measured(model, score="signal", workers=1)
     other = measured(model, reader(batch=40), score="signal", workers=3, memory_limit=1)
     assert first.curves == other.curves
+    by_data = measured(model, mode="moments", workers=1)
+    same = measured(model, mode="moments", workers=3, memory_limit=1)
+    assert (same.curves, same.order) == (by_data.curves, by_data.order)
+    assert by_data.order != first.order
     assert model.fingerprint() == before
     assert measured(model, samples=11, seed=3).curves == measured(model, samples=11, seed=3).curves
     assert measured(model, samples=11).samples == 11

@@ -44,7 +44,10 @@ def summarize(
     layers = summarize_layers(model, ctx.target.pattern)
     summary["sparsity"] = round(layers.sparsity, 6)
     summary["baseline_mac"], summary["current_mac"] = layers.baseline_mac, layers.current_mac
-    summary["weight_bytes"] = {"before": original.inventory()[1], "after": model.inventory()[1]}
+    before, after = original.inventory()[1], model.inventory()[1]
+    summary["weight_bytes"] = {"before": before, "after": after}
+    if report.slimming is not None:
+        summary["compression_rate"] = round(1 - after / max(before, 1), 4)  # as CAC counts it
     if held_out is not None and {o.name for o in original.outputs} & {
         o.name for o in model.outputs
     }:

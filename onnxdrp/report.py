@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxdrp.channels.front import Front
     from onnxdrp.channels.rounds import AutoChannels
     from onnxdrp.channels.sensitivity import ChannelSensitivity
+    from onnxdrp.channels.slimming import Slimming
     from onnxdrp.masks import Mask
     from onnxdrp.model import Model
     from onnxdrp.pipeline import PassRecord
@@ -68,10 +69,18 @@ class Report:
     front: "Front | None" = None
     curve: "Curve | None" = None
 
+    @property
+    def slimming(self) -> "Slimming | None":
+        """What became of the channels; None if none were to go."""
+        from onnxdrp.channels.slimming import Slimming
+
+        return Slimming.of(self.records)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""
         return {
             **self.summary,
+            **({} if self.slimming is None else self.slimming.as_dict()),
             **({} if self.curve is None else {"curve": self.curve.as_dict()}),
             **({} if self.rounds is None else {"search": self.rounds.as_dict()}),
             "passes": [record.as_dict() for record in self.records],
@@ -102,6 +111,7 @@ class Report:
         ]
         lines += [] if self.curve is None else [self.curve.table(), ""]
         lines += [] if self.rounds is None else [self.rounds.table(), ""]
+        lines += [] if self.slimming is None else [self.slimming.table(), ""]
         lines += [f"{name}: {_figure(value)}" for name, value in self.summary.items()]
         lines += [f"warning: {w}" for w in self.warnings]
         return Text("\n".join(lines))

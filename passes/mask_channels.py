@@ -24,7 +24,8 @@ class MaskChannels(Pass):
     """Mask the channels that ctx.removed names.
 
     Stats: `masks`, how many weights have zeros now; `sparsity` of these; `decision`,
-    what a file of onnxdrp.channels.spec has, for remove-channels of the model once it is trained.
+    what a file of onnxdrp.channels.spec has, for remove-channels of the model once it is trained;
+    `pinned` {layer: why none of its channels could go}.
     """
 
     name: ClassVar[str] = "mask-channels"
@@ -51,6 +52,7 @@ class MaskChannels(Pass):
             "masks": len(masks),
             "sparsity": 1 - kept / max(size, 1),
             "decision": ChannelSpec.of(channels, ctx.removed).as_dict(),
+            "pinned": channels.pinned,
         }
         return PassResult(modified=changed > 0, stats=stats)
 

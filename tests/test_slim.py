@@ -54,6 +54,47 @@ def test_the_sparse_form_computes_what_the_slim_form_does(modA, images):
     assert sparse.inventory()[1] == onnxdrp.preprocess(modA).model.inventory()[1]
 
 
+def test_the_report_says_how_wide_layers_are_and_why_others_stay_whole(modA):
+    report = onnxdrp.slim(modA, ratio=0.5, exclude=["*blocks.3*first*"])
+    figures = json.loads(report.to_json())
+    channels = figures["channels"]
+    weights = {n.name: n.inputs[1] for n in report.model.nodes("Conv", "Gemm")}
+    assert len(channels) >= 6
+    for layer, (before, after) in channels.items():
+        assert weights[layer].shape[0] == after < before
+    macs = figures["macs"]
+    assert macs["after"] == figures["baseline_mac"] < 0.57 * macs["before"]
+    assert figures["params"]["after"] < 0.6 * figures["params"]["before"]
+    size = figures["weight_bytes"]
+    assert figures["compression_rate"] == pytest.approx(
+        1 - size["after"] / size["before"], abs=1e-4
+    )
+    assert figures["pinned"] == {"/classifier/Gemm": "'logits' is an output of the model"}
+    whole = figures["kept_whole"]
+    assert whole.keys().isdisjoint(channels)
+    assert whole.keys().isdisjoint(figures["pinned"])
+    assert "*blocks.3*first*" in whole["/blocks/blocks.3/first/conv/Conv"]
+    assert "first" in whole["/stem/conv/Conv"]
+    assert weights.keys() == whole.keys() | channels.keys() | figures["pinned"].keys()
+    lines = report.table().splitlines()
+    for layer, (before, after) in channels.items():
+        assert any(line.split()[:3] == [layer, str(before), str(after)] for line in lines)
+    assert "  /classifier/Gemm: 'logits' is an output of the model" in lines
+    assert f"{macs['before']:,} -> {macs['after']:,} multiply-adds" in report.table()
+
+
+def test_the_report_of_masked_channels_has_the_same_widths(modA):
+    slim, sparse = (onnxdrp.slim(modA, rate=0.5, sparse=form).as_dict() for form in (False, True))
+    assert slim["channels"] == sparse["channels"]
+    assert slim["kept_whole"] == sparse["kept_whole"]
+    assert slim["pinned"] == sparse["pinned"]
+    assert sparse["macs"] == {"before": None, "after": None}
+
+
+def test_a_report_of_no_channels_says_nothing_of_them(modA):
+    assert "channels" not in onnxdrp.preprocess(modA).as_dict()
+
+
 def test_without_data_nothing_is_repaired_and_options_of_that_are_refused():
     report = onnxdrp.slim(Model.from_proto(conv_net()), rate=0.5, multiple=1, auto_excludes=False)
     assert "refit-weights" not in [r.name for r in report.records]

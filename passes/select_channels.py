@@ -4,8 +4,8 @@ Fills ctx.removed {group: units that go}; the model is not touched. Which channe
 is found in the graph (onnxdrp.channels); scores are those of score-channels, or if it has not run,
 the sizes of weights (onnxdrp.channels.choosing). How many go is the same share of every group,
 given or found by bisection for a share of the multiply-adds; or, where it is known what that costs
-in each group (MeasureChannels), what costs no group more than a threshold
-(onnxdrp.channels.thresholding): then they go in the order in which they were measured.
+in each group (MeasureChannels), what costs least for a multiply-add (onnxdrp.channels.pricing):
+then they go in the order in which they were measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,9 @@ from onnxdrp.channels import Channels, channels_of
 from onnxdrp.channels.choosing import at_rates, scores_of
 from onnxdrp.channels.cost import Cost
 from onnxdrp.channels.excluding import removable
+from onnxdrp.channels.pricing import by_price
 from onnxdrp.channels.sensitivity import load_channel_sensitivity
-from onnxdrp.channels.thresholding import by_threshold
+from onnxdrp.channels.subnets import Subnets
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.model import Model
 from onnxdrp.pipeline import Pass, PassContext, PassResult
@@ -36,8 +37,8 @@ _HALVINGS = 20
 class SelectChannels(Pass):
     """Choose channels.
 
-    Stats: `rate`, the share of each group, or `threshold`, of the drop of the score, and `filled`,
-    how many multiples went beyond it; `macs` before and after; `groups` {group: [channels of its
+    Stats: `rate`, the share of each group, or `price`, what the last channels cost: the drop of the
+    score for all multiply-adds; `macs` before and after; `groups` {group: [channels of its
     first layer before, after]}; `skipped` {layer: why its channels stay}; `warnings` where the
     ratio is not met within 1 % of the multiply-adds that should be left.
 
@@ -94,17 +95,17 @@ class SelectChannels(Pass):
             groups = [name for name in groups if name in curves.curves]
             if not groups:
                 raise ModelError("no group that may lose channels was measured; measure again")
-            scores = scores_of(model, channels, groups, curves.scores())
-            chosen = by_threshold(channels, cost, scores, curves, groups, self.ratio, multiple)
-            removed = chosen.removed
-            how = {"threshold": chosen.threshold, "filled": chosen.filled}
-            how["warnings"] = [] if chosen.met else [self._missed(chosen.macs / cost.whole)]
+            subnets = Subnets(model, channels, groups, multiple, curves.scores())
+            chosen = by_price(subnets, curves, self.ratio)
+            ctx.removed = subnets.removed(chosen.subnet)
+            how = {"price": chosen.price}
+            how["warnings"] = [] if chosen.met else [self._missed(chosen.subnet.share)]
         else:
             scores = scores_of(model, channels, groups, ctx.channel_scores)
             rate = self._rate(channels, cost, scores, groups, multiple)
             removed = at_rates(channels, scores, dict.fromkeys(groups, rate), multiple)
+            ctx.removed = {name: tuple(units) for name, units in removed.items()}
             how = {"rate": rate}
-        ctx.removed = {name: tuple(units) for name, units in removed.items()}
         stats = {
             **how,
             "macs": [cost.whole, cost.macs(channels.alive(ctx.removed))],
@@ -132,9 +133,9 @@ class SelectChannels(Pass):
 
         return _rate_of(macs, cost.whole, self.ratio)
 
-    def _missed(self, left: float) -> str:
+    def _missed(self, share: float) -> str:
         return (
-            f"ratio {self.ratio:g} of the multiply-adds is not met: {1 - left:.4f} of them go, the "
+            f"ratio {self.ratio:g} of the multiply-adds is not met: {share:.4f} of them go, the "
             "nearest below that the multiple of channels and the rates measured allow"
         )
 

@@ -147,7 +147,7 @@ def test_what_channels_cost_is_measured_once_and_used_for_several_ratios(tmp_pat
     for ratio in (0.3, 0.5):
         report = onnxdrp.slim(residual_net(), ratio=ratio, curves=file, multiple=1, calib=noise())
         chosen = stats_of(report, "select-channels")
-        assert "threshold" in chosen
+        assert chosen["price"] > 0
         before, after = stats_of(report, "remove-channels")["macs"]
         assert 1 - after / before == pytest.approx(ratio, abs=0.02)
         macs.append(after)

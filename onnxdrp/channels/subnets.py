@@ -164,6 +164,35 @@ class Subnets:
         """The largest share of the multiply-adds that can go."""
         return self._subnet(np.full(len(self.groups), HIGHEST)).share
 
+    @property
+    def block_groups(self) -> Ints:
+        """[blocks]: the number of each one's group."""
+        return np.array([block.group for block in self._blocks])
+
+    @property
+    def block_sizes(self) -> Ints:
+        """[blocks]: how many units each has."""
+        return self._sizes
+
+    def of(self, kept: Ints) -> Subnet:
+        """The sub-network in which so many units stay of each block, [blocks]."""
+        lost = np.bincount(self.block_groups, self._sizes - kept)
+        rates = lost / np.bincount(self.block_groups, self._sizes)
+        named = dict(zip(self.groups, rates.round(6).tolist(), strict=True))
+        return Subnet(named, tuple(kept.tolist()), self._share(kept))
+
+    def one_less(self, kept: Ints) -> Ints:
+        """[blocks]: what stays of each without one more multiple; 0 where that would be all."""
+        steps = np.array([block.step for block in self._blocks])
+        return np.asarray((kept - 1) // steps * steps)
+
+    def shares_with(self, kept: Ints, other: Ints) -> Floats:
+        """[blocks]: the share of multiply-adds that goes if one block keeps what `other` has."""
+        part, change = np.append(kept / self._sizes, 1.0), (other - kept) / self._sizes
+        made = (self._made @ part)[:, None] + self._made[:, :-1] * change
+        read = (self._read @ part)[:, None] + self._read[:, :-1] * change
+        return np.asarray(1 - self._macs @ (made * read) / self._macs.sum())
+
     def uniform(self, ratio: float) -> Subnet:
         """All groups at one rate, that comes nearest to a share of the multiply-adds."""
         return self.shifted(np.zeros(len(self.groups)), ratio)

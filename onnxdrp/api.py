@@ -1142,10 +1142,11 @@ def sensitivity(
             opset=opset,
             equalize=None if equalize == "gates" else equalize,
             activation_zeropoint=activation_zeropoint,
-            executor=executor,
             **measuring,
             **leaving,
         )
+        if mode == "moments":
+            _refuse("mode moments", executor=executor)
         rates = None if shares is None else tuple(shares)
         given = {
             "mode": mode,

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -66,7 +67,8 @@ class MeasureChannels(Pass):
         file: where the scores are kept, of outputs as the work goes on, and gone on from if it is
             there; "": of outputs ctx.checkpoint with ".channels" behind its name, if there is one,
             which is deleted at the end.
-        memory_limit: bytes of activations held in memory; more go to temporary files.
+        memory_limit: bytes of activations held in memory, by each process of an executor; more go
+            to temporary files.
     """
 
     name: ClassVar[str] = "measure-channels"
@@ -190,16 +192,30 @@ class MeasureChannels(Pass):
         found, reader = task.found, task.reader
         found.score, score = score_of(task.model, self.score, reader.labels)
         task.go_on(path, found.score)
-        done = {(name, rate) for name, curve in found.curves.items() for rate in curve}
-        if len(done) == sum(map(len, task.choices.values())):
+        wanted = {
+            (name, rate)
+            for name, of in task.choices.items()
+            for rate in of
+            if rate not in found.curves.get(name, {})
+        }
+        if not wanted:
             return
-        trials = LoneChannels(task.model, task.channels, reader, score, task.ctx, self.memory_limit)
-        for name, rate, value in trials.measure(task.choices, done):
-            if name:
-                found.curves.setdefault(name, {})[rate] = value
-            else:
-                found.baseline = value
-            yield
+        with TemporaryDirectory(prefix="onnxdrp-channels-") as folder:
+            trials = LoneChannels(
+                task.model,
+                task.channels,
+                task.choices,
+                reader,
+                score,
+                memory_limit=self.memory_limit,
+                folder=Path(folder),
+            )
+            for name, rate, value in trials.measure(wanted, task.ctx):
+                if name:
+                    found.curves.setdefault(name, {})[rate] = value
+                else:
+                    found.baseline = value
+                yield
 
     def _moments(self, task: "_Task", path: Path | None) -> None:
         """Fill in what is lost by moments.

@@ -1,4 +1,7 @@
 import json
+import multiprocessing
+import pickle
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -94,6 +97,7 @@ def measured(model: Model, data: ArrayReader | None = None, **options) -> Channe
         checkpoint=options.pop("checkpoint", None),
         workers=options.pop("workers", None),
         progress=options.pop("progress", None),
+        executor=options.pop("executor", None),
         seed=options.pop("seed", 0),
     )
     options.setdefault("rates", RATES)
@@ -150,6 +154,80 @@ def test_scores_do_not_depend_on_workers_or_batches_and_the_model_keeps_its_weig
     assert model.fingerprint() == before
     assert measured(model, samples=11, seed=3).curves == measured(model, samples=11, seed=3).curves
     assert measured(model, samples=11).samples == 11
+
+
+class Pickling(Executor):
+    """Does the work at once, as another process would: on what came out of pickle."""
+
+    def __init__(self) -> None:
+        self.pieces = []
+
+    def submit(self, fn, /, *args, **kwargs):
+        work, (piece,) = pickle.loads(pickle.dumps((fn, args)))
+        self.pieces.append(piece)
+        future = Future()
+        try:
+            future.set_result(pickle.loads(pickle.dumps(work(piece, **kwargs))))
+        except Exception as e:
+            future.set_exception(e)
+        return future
+
+
+@pytest.fixture(scope="module", params=["processes", "threads", "dask"])
+def executor(request):
+    if request.param == "threads":
+        with ThreadPoolExecutor(2) as pool:
+            yield pool
+    elif request.param == "dask":
+        distributed = pytest.importorskip("distributed")
+        with (
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+            ) as cluster,
+            distributed.Client(cluster) as client,
+            client.get_executor() as pool,
+        ):
+            yield pool
+    else:
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool
+
+
+def test_an_executor_changes_no_bit(executor):
+    model, told = net(), []
+    alone = measured(model, score="signal")
+    shared = measured(
+        model, score="signal", workers=2, executor=executor, memory_limit=1 << 10,
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert shared == alone
+    assert told == [(40 * i, 40 * 15) for i in range(1, 16)]
+
+
+def test_pieces_follow_the_walk_and_what_they_gave_is_kept(tmp_path):
+    model, file, pool = net(), tmp_path / "model.sens.json", Pickling()
+    labels = np.random.default_rng(0).integers(0, 5, 40)
+    mine = tmp_path / "mine.py"
+    mine.write_text("def near(got, wanted):\n    return -abs(got['y'] - wanted['y']).mean()\n")
+    for score in ("top-1", f"{mine}:near"):
+        pool.pieces.clear()
+        data = reader(labels=labels)
+        whole = measured(model, data, score=score, executor=pool, workers=3)
+        assert whole == measured(model, data, score=score)
+        order = [name for piece in pool.pieces for name, _ in piece]
+        assert order == [name for name in ("conv0", "conv1", "conv3", "conv4", "fc") for _ in RATES]
+        assert len(pool.pieces) == 3
+    options = {"score": "signal", "file": str(file), "executor": pool, "workers": 3}
+    with pytest.raises(StoppedError):
+        measured(model, progress=After(7), **options)
+    done = sum(map(len, load_channel_sensitivity(file).curves.values()))
+    assert 6 <= done <= 7
+    pool.pieces.clear()
+    assert measured(model, **options).curves == measured(model, score="signal").curves
+    assert sum(map(len, pool.pieces)) == 15 - done
+    mine.write_text("def near(got, wanted):\n    return got['z']\n")
+    with pytest.raises(DataError, match=r"mine\.py:2"):
+        measured(model, score=f"{mine}:near", executor=pool)
 
 
 def test_labels_make_it_top_1_and_a_file_may_hold_the_score(tmp_path):

@@ -122,6 +122,10 @@ class _Own:
         self.wanted += other.wanted
         self.got += other.got
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # what a file defines is pickled by the name of the file
+        return _own, (self.label,), {"wanted": self.wanted, "got": self.got}
+
     def result(self) -> float:
         with blamed(f"score {self.label}", self.label.rpartition(":")[0]):
             found = float(self.function(_joined(self.got), _joined(self.wanted)))
@@ -183,6 +187,10 @@ def _function(spec: str) -> tuple[Function, str]:
     if not callable(function):
         raise OptionError(f"score {path} has no function {name!r}; name one: FILE.py:function")
     return function, hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def _own(label: str) -> _Own:
+    return _Own(_function(label)[0], label)
 
 
 def _classes(scores: Array) -> Array:

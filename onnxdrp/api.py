@@ -373,6 +373,7 @@ def slim(
     score: "ChannelScore | None" = None,
     curves: Path_ | None = None,
     search: int | None = None,
+    ratios: Sequence[float] = (),
     index: int | None = None,
     auto: bool = False,
     max_drop: float | None = None,
@@ -413,6 +414,7 @@ def slim(
         curves: a file of `sensitivity(..., of="channels")`: channels go in the order in which it
             has measured them.
         search: how many sub-networks to try (SearchChannels).
+        ratios: of these, the shares of a group's channels that may stay; default: any.
         index: take this one of them, or of the front that `spec` is.
         auto: remove what `max_drop` allows (onnxdrp.channels.auto: Fujitsu's CAC, docs/cac.md).
         max_drop: points of top-1 accuracy on `data`, where it has labels, or else of agreement with
@@ -468,11 +470,12 @@ def slim(
     if spec is not None:
         _refuse("spec", **size, score=score, curves=curves, search=search, multiple=multiple,
                 exclude=which["exclude"], auto_excludes=not auto_excludes, auto=auto,
-                max_drop=max_drop, sure=sure)  # fmt: skip
+                max_drop=max_drop, sure=sure, ratios=ratios)  # fmt: skip
         how |= {"spec": str(spec), "index": index}
     elif auto:
         _need(calib, ())
-        _refuse("auto", **size, score=score, curves=curves, search=search, index=index)
+        _refuse("auto", **size, score=score, curves=curves, search=search, index=index,
+                ratios=ratios)  # fmt: skip
         options = {"max_drop": max_drop, "memory_limit": memory_limit}
         rounds = _auto_channels(job, steps, which, recover, sure=sure, **options)
         how |= {"removed": rounds.removed}
@@ -484,12 +487,12 @@ def slim(
         elif calib is not None:
             score = score or CHANNEL_SCORE
         if search is None:
-            _refuse("no search", index=index)
+            _refuse("no search", index=index, ratios=ratios)
             how |= {"rate": rate, "curves": None if curves is None else str(curves)}
         else:
             _need(calib, ())
             _refuse("search", rate=rate, curves=curves)
-            how |= {"tries": search, "index": index}
+            how |= {"tries": search, "index": index, "ratios": tuple(ratios) or None}
         how |= {"score": score, "ratio": ratio, **which}
     steps += chains.slimming(sparse=sparse, **how)
     steps += chains.recovery(recover, minutes=distill_minutes, memory_limit=memory_limit)
@@ -509,6 +512,7 @@ def pareto(
     max_macs: float = 0.95,
     points: int = 10,
     multiple: int | None = None,
+    ratios: Sequence[float] = (),
     exclude: Iterable[str] = (),
     auto_excludes: bool = True,
     target: "str | Path | Target" = "generic",
@@ -539,6 +543,8 @@ def pareto(
         max_macs: most of them.
         points: into how many sizes the search is divided.
         multiple: that the numbers of channels left are of; default: the target's.
+        ratios: the shares of a group's channels that may stay, before that: of a once-for-all
+            network (0.5, 0.75, 1), say; default: any.
         exclude: as for `slim`.
         auto_excludes: as for `slim`.
         target: a profile's name, or the path of one.
@@ -590,6 +596,7 @@ def pareto(
         max_macs=max_macs,
         points=points,
         multiple=multiple or job.target.channel_multiple,
+        ratios=tuple(ratios),
         exclude=tuple(exclude),
         auto_excludes=auto_excludes,
         seed=seed,

@@ -175,6 +175,8 @@ _slimming = _options(
                       "--of channels."),
     click.option("--search", type=click.IntRange(1), metavar="N",
                  help="Try N sub-networks, take the best."),
+    click.option("--ratios", type=_Numbers(), metavar="R,R,...",
+                 help="Of --search: shares of a group that may stay [any]."),
     click.option("--index", type=click.IntRange(0), metavar="K",
                  help="Take this one of the search, or of the front in --spec."),
     click.option("--auto", is_flag=True, help="As many as --max-drop allows."),
@@ -723,6 +725,8 @@ def sensitivity(model: str, **options: Any) -> None:
 @click.option("--labels", metavar="FILE.csv|folders", help="Labels of --calib, for top-1.")
 @click.option("--min-macs", type=float, help="Share of the multiply-adds, at least [0.25].")
 @click.option("--max-macs", type=float, help="At most [0.95].")
+@click.option("--ratios", type=_Numbers(), metavar="R,R,...",
+              help="Shares of a group that may stay, such as 0.5,0.75,1 [any].")  # fmt: skip
 @click.option("--points", type=click.IntRange(1), help="Of the front, about half as many [10].")
 @click.option(
     "--multiple", type=click.IntRange(1), help="That the channels left are of [the target's]."

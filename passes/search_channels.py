@@ -17,7 +17,7 @@ from onnxdrp.channels import channels_of
 from onnxdrp.channels.candidates import Known
 from onnxdrp.channels.excluding import removable
 from onnxdrp.channels.search import search_channels
-from onnxdrp.channels.subnets import Subnets
+from onnxdrp.channels.subnets import Subnets, rates_of
 from onnxdrp.checkpoint import data_identity
 from onnxdrp.datareaders import split
 from onnxdrp.errors import DataError, OptionError
@@ -49,6 +49,7 @@ class SearchChannels(Pass):
         judged: most that sub-networks are compared on, which are held back from the former.
         held_out: the share of the samples to hold back, where ctx.held_out has none.
         multiple: that the channels which stay are of; default: the target's.
+        ratios: the shares of a group's channels that may stay, before that; (): any.
         exclude: selectors of layers whose channels stay.
         auto_excludes: leave the outputs of the first and of the last convolution whole.
         memory_limit: bytes of activations held in memory by each try at a time.
@@ -65,6 +66,7 @@ class SearchChannels(Pass):
     judged: int = 256
     held_out: float = 0.25
     multiple: int | None = None
+    ratios: tuple[float, ...] = ()
     exclude: tuple[str, ...] = ()
     auto_excludes: bool = True
     memory_limit: int = 1 << 30
@@ -83,6 +85,7 @@ class SearchChannels(Pass):
             raise OptionError(f"held_out {self.held_out} is outside (0, 1); 0.25 is usual")
         if self.multiple is not None and self.multiple < 1:
             raise OptionError(f"multiple {self.multiple}: give 1 or more")
+        rates_of(self.ratios)
 
     def requires(self, model: Model, ctx: PassContext) -> None:
         """There is data."""
@@ -95,7 +98,7 @@ class SearchChannels(Pass):
         channels = channels_of(model)
         groups, skipped = removable(model, channels, self.exclude, self.auto_excludes)
         multiple = self.multiple or ctx.target.channel_multiple
-        subnets = Subnets(model, channels, groups, multiple, ctx.channel_scores)
+        subnets = Subnets(model, channels, groups, multiple, ctx.channel_scores, self.ratios)
         reader, held = ctx.reader, ctx.held_out
         if held is None:
             reader, held = split(reader, self.held_out, ctx.seed)

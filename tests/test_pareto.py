@@ -84,6 +84,36 @@ def test_with_curves_it_comes_near_the_best_there_is(quick):
     assert len(quick) <= 2 * 8  # what the buckets have, each once
 
 
+def test_of_given_ratios_no_other_rates_come_and_the_best_are_found(quick):
+    ratios = (0.25, 2 / 3, 1.0)
+    subnets = Subnets(NET, CHANNELS, GROUPS, 2)
+    every = [
+        subnets.at(dict(zip(GROUPS, (1 - r for r in kept), strict=True)))
+        for kept in itertools.product(ratios, repeat=4)
+    ]
+    known = {json.dumps(subnets.removed(s), sort_keys=True): s for s in every}
+    assert len(known) == 81
+    wide = {"ratios": ratios, "points": 20, "min_macs": 0.05, "max_macs": 1.0}
+    front = found(**wide)
+    assert len(front.points) > 6
+    for point in front.points:
+        assert json.dumps(point.setting, sort_keys=True) in known
+        fair = [s for s in every if front.whole * (1 - s.share) <= point.macs + 1]
+        best = max(pareto._predicted(CURVES, subnets.gone(s)) for s in fair)
+        assert point.predicted == pytest.approx(best, abs=1e-6), "of 81 the search meets the best"
+    quick.clear()
+    measured = found(**wide, curves=None)
+    assert {json.dumps(dict(sorted(removed.items()))) for removed in quick} <= known.keys()
+    assert len(measured.points) > 6
+    rates = {rate for s in every for rate in subnets.gone(s).values()}
+    assert {rate for point in measured.points for rate in point.rates.values()} == rates
+    for wrong in ((0.0, 0.5), (0.5, 1.1), (float("nan"),)):
+        with pytest.raises(OptionError, match=r"outside \(0, 1\]"):
+            found(ratios=wrong)
+    with pytest.raises(OptionError, match="widen"):
+        found(ratios=(1.0,))
+
+
 def test_without_curves_what_is_measured_leads_the_search(quick):
     front = found(curves=None)
     assert len(quick) == len({repr(sorted(one.items())) for one in quick}) > 50

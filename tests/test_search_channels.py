@@ -112,6 +112,20 @@ def test_drawn_sub_networks_are_different_and_of_the_wanted_multiply_adds(ratio)
     assert (found[0] == uniform) is (abs(uniform.share - ratio) < 0.01)
 
 
+def test_of_given_ratios_one_stays_of_each_group():
+    channels = channels_of(NET)
+    some = Subnets(NET, channels, [g.name for g in channels.groups], 1, ratios=(0.5, 0.75, 1))
+    drawn = some.sample(0.5, 40, seed=0)
+    assert len({s.kept for s in drawn}) == len(drawn) > 3
+    for subnet in drawn:
+        assert set(subnet.rates.values()) <= {0, 0.25, 0.5}
+        for group in channels.groups:
+            gone = len(some.removed(subnet).get(group.name, ()))
+            assert gone / group.size in (0, 0.25, 0.5)
+    assert {rate for s in drawn for rate in s.rates.values()} == {0, 0.25, 0.5}
+    assert some.most == max(s.share for s in some.sample(some.most, 5, seed=0))
+
+
 def test_more_tries_begin_like_few_and_another_seed_draws_others():
     few, many, other = (subnets(1).sample(0.5, n, s) for n, s in ((5, 0), (12, 0), (5, 1)))
     assert many[:5] == few
@@ -338,6 +352,7 @@ def test_a_checkpoint_is_used_and_deleted(tmp_path, monkeypatch):
         ({"by": "luck"}, "sqnr or top-1"),
         ({"held_out": 0.0}, "outside"),
         ({"multiple": 0}, "1 or more"),
+        ({"ratios": (0.5, 0.0)}, r"ratios: 0\.0 is outside"),
     ],
 )
 def test_options_out_of_range_are_refused(changes, message):

@@ -208,6 +208,8 @@ def test_of_several_sub_networks_the_best_or_a_chosen_one_is_taken():
     assert 0 <= found["index"] < 4
     before, after = found["macs"]
     assert 1 - after / before == pytest.approx(0.4, abs=0.03)
+    some = stats_of(onnxdrp.slim(residual_net(), **options, ratios=[0.5, 1]), "search-channels")
+    assert {n / m for m, n in some["groups"].values()} == {0.5}
 
 
 def test_a_budget_decides_how_many_channels_go():
@@ -268,6 +270,9 @@ def test_a_front_is_searched_and_one_of_its_networks_made(tmp_path):
         ({"ratio": 0.5, "search": 2, "rate": 0.5, "calib": 1}, "rate does not go with search"),
         ({"ratio": 0.5, "search": 2, "curves": "f.json", "calib": 1}, "curves does not go with s"),
         ({"ratio": 0.5, "curves": "f.json", "score": "l1"}, "score does not go with curves"),
+        ({"rate": 0.5, "ratios": [0.5]}, "ratios does not go with no search"),
+        ({"auto": True, "ratios": [0.5], "calib": 1}, "ratios does not go with auto"),
+        ({"spec": "f.json", "ratios": [0.5]}, "ratios does not go with spec"),
         ({"auto": True, "ratio": 0.5, "calib": 1}, "ratio does not go with auto"),
         ({"spec": "f.json", "ratio": 0.5}, "ratio does not go with spec"),
         ({"spec": "f.json", "auto_excludes": False}, "auto_excludes does not go with spec"),
@@ -291,7 +296,7 @@ def test_what_needs_data_says_so(options):
     [
         ({"equalize": "none"}, "equalize does not go with of channels"),
         ({"activation_zeropoint": True}, "activation_zeropoint does not go with of channels"),
-        ({"executor": "a pool"}, "executor does not go with of channels"),
+        ({"mode": "moments", "executor": "a pool"}, "executor does not go with mode moments"),
     ],
 )
 def test_what_is_of_quantization_does_not_go_with_channels(options, words):

@@ -4,7 +4,8 @@ As AMD's Vitis AI Optimizer searches a once-for-all network, here a float model 
 
     1. 16 parents are drawn, of shares spread over what is allowed (onnxdrp.channels.subnets).
     2. Each iteration makes 8 children by mutation (each rate anew with probability 0.2) and 4 by
-       crossover (each rate the other parent's with probability 0.5).
+       crossover (each rate the other parent's with probability 0.5). Rates are any, or those of
+       given ratios.
     3. The allowed multiply-adds are cut into buckets, of which each keeps its best two; these are
        the parents of the next iteration.
 
@@ -35,7 +36,7 @@ from onnxdrp.channels.excluding import removable
 from onnxdrp.channels.front import Cost, Front, NetPoint, front_of, slim_of
 from onnxdrp.channels.groups import Channels, channels_of
 from onnxdrp.channels.spec import ChannelSpec
-from onnxdrp.channels.subnets import HIGHEST, Subnet, Subnets
+from onnxdrp.channels.subnets import Subnet, Subnets
 from onnxdrp.checkpoint import data_identity
 from onnxdrp.datareaders.batching import split
 from onnxdrp.errors import DataError, OptionError
@@ -76,6 +77,7 @@ def pareto(
     samples: int = 128,
     judged: int = 256,
     multiple: int = 1,
+    ratios: Sequence[float] = (),
     exclude: Sequence[str] = (),
     auto_excludes: bool = True,
     seed: int = 0,
@@ -103,6 +105,7 @@ def pareto(
         samples: most of the data that moments are taken from.
         judged: most that sub-networks are compared on.
         multiple: that the channels which stay are of.
+        ratios: the shares of a group's channels that may stay, before that; (): any.
         exclude: selectors of layers whose channels stay.
         auto_excludes: leave the outputs of the first and of the last convolution whole.
         seed: of everything random.
@@ -124,7 +127,7 @@ def pareto(
     if curves is not None:
         _check_curves(curves, groups)
         groups = [name for name in groups if name in curves]
-    subnets = Subnets(model, channels, groups, multiple, scores)
+    subnets = Subnets(model, channels, groups, multiple, scores, ratios)
     rest, held = (reader, held_out) if held_out is not None else split(reader, 0.25, seed)
     key = repr((model.fingerprint(), samples, judged, by, groups, subnets.order, seed))
     data = data_identity(reader) + ("" if held_out is None else data_identity(held_out))
@@ -314,7 +317,7 @@ class _Evolution:
         parents = self.winners()
         for _ in range(_MUTATIONS):
             rates = self._rates(self._one_of(parents))
-            drawn = self._random.integers(0, round(10 * HIGHEST) + 1, len(rates)) / 10
+            drawn = self._subnets.rates(self._random)
             yield self._within(np.where(self._random.random(len(rates)) < _MUTATED, drawn, rates))
 
     def _crossed(self) -> Iterator[Subnet]:
@@ -330,12 +333,7 @@ class _Evolution:
         return np.array([subnet.rates[name] for name in self._subnets.groups])
 
     def _within(self, rates: Floats) -> Subnet:
-        """With these rates, or shifted to where the bounds allow it."""
-        subnet = self._subnets.at(dict(zip(self._subnets.groups, rates.tolist(), strict=True)))
-        low, high = self._bounds
-        if low <= subnet.share <= high:
-            return subnet
-        return self._subnets.shifted(rates, min(max(subnet.share, low), high))
+        return self._subnets.within(self._random, rates, *self._bounds)
 
 
 def _named(

@@ -17,6 +17,10 @@ the multiply-adds that is to go: for each group
 and accepted if less than 0.01 away from r. Here all rates of a draw are first shifted alike, to
 where they come nearest to r: few draws of large networks would be accepted otherwise. The first
 draw is the uniform one.
+
+Of given ratios, shares of a group that stay, as the once-for-all networks of AMD's Vitis AI
+Optimizer have them, each rate is brought to the nearest: of a draw after the shift, which moves one
+group after the other then.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +36,11 @@ from onnxdrp.channels.lanes import Ints
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.model import Model
 
-__all__ = ["HIGHEST", "Subnet", "Subnets"]
+__all__ = ["Subnet", "Subnets", "rates_of"]
 
 Floats = npt.NDArray[np.float64]
 
-HIGHEST = 0.9  # of all rates
+_HIGHEST = 0.9  # of all rates, unless they are given
 _LOWEST = 0.05  # of a drawn rate
 _NEAR = 0.01  # of the share of multiply-adds that is asked for
 _HALVINGS = 16
@@ -87,6 +91,7 @@ class Subnets:
         groups: names of those that may lose channels.
         multiple: that the channels which stay are of, in each tensor.
         scores: {group: one for each unit}, the lowest go; None: by L1.
+        ratios: the shares of a group's channels that may stay, before that; (): any.
 
     Attributes:
         channels: of the model.
@@ -95,7 +100,7 @@ class Subnets:
 
     Raises:
         ModelError: there are no groups, or the multiply-adds of a layer are not known.
-        OptionError: the scores are of another model.
+        OptionError: the scores are of another model, or a ratio is none.
     """
 
     def __init__(
@@ -105,7 +110,10 @@ class Subnets:
         groups: Sequence[str],
         multiple: int,
         scores: Mapping[str, Floats] | None = None,
+        ratios: Sequence[float] = (),
     ) -> None:
+        self._rates = rates_of(ratios)
+        self._highest = float(self._rates[-1]) if len(self._rates) else _HIGHEST
         if not groups:
             raise ModelError("no group of channels may be removed; exclude fewer layers")
         self.channels, self.groups = channels, tuple(groups)
@@ -162,7 +170,7 @@ class Subnets:
     @property
     def most(self) -> float:
         """The largest share of the multiply-adds that can go."""
-        return self._subnet(np.full(len(self.groups), HIGHEST)).share
+        return self._subnet(np.full(len(self.groups), self._highest)).share
 
     @property
     def block_groups(self) -> Ints:
@@ -206,7 +214,28 @@ class Subnets:
             else (random.uniform(0, ratio / 2, count))
         )
         sigma = random.uniform(0, 0.3, count)
-        return self.shifted(np.clip(random.normal(mu, sigma), _LOWEST, HIGHEST), ratio)
+        return self.shifted(np.clip(random.normal(mu, sigma), _LOWEST, _HIGHEST), ratio)
+
+    def rates(self, random: np.random.Generator) -> Floats:
+        """A rate for each group: any of the given ones, or of the tenths up to the highest."""
+        count = len(self.groups)
+        if len(self._rates):
+            return random.choice(self._rates, count)
+        return random.integers(0, round(10 * _HIGHEST) + 1, count) / 10
+
+    def within(self, random: np.random.Generator, rates: Floats, low: float, high: float) -> Subnet:
+        """With these rates, [groups], or shifted to where a share in these bounds goes.
+
+        Of given rates all groups of one rate would move together: each is led astray a little, by
+        what would not move it alone.
+        """
+        subnet = self._subnet(self._allowed(rates))
+        if low <= subnet.share <= high:
+            return subnet
+        if len(self._rates) > 1:
+            apart = float(np.diff(self._rates).min()) / 2
+            rates = rates + random.uniform(-apart, apart, len(rates))
+        return self.shifted(rates, min(max(subnet.share, low), high))
 
     def sample(self, ratio: float, count: int, seed: int) -> list[Subnet]:
         """So many different sub-networks, or all that are found; more of them begin alike.
@@ -255,12 +284,19 @@ class Subnets:
         low, high = -1.0, 1.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            if self._share(self._kept(np.clip(rates + middle, 0, HIGHEST))) > ratio:
+            if self._share(self._kept(self._allowed(rates + middle))) > ratio:
                 high = middle
             else:
                 low = middle
-        both = [self._subnet(np.clip(rates + shift, 0, HIGHEST)) for shift in (low, high)]
+        both = [self._subnet(self._allowed(rates + shift)) for shift in (low, high)]
         return min(both, key=lambda s: abs(s.share - ratio))
+
+    def _allowed(self, rates: Floats) -> Floats:
+        """The nearest that may be."""
+        if not len(self._rates):
+            return np.clip(rates, 0, _HIGHEST)
+        between = (self._rates[1:] + self._rates[:-1]) / 2
+        return self._rates[np.searchsorted(between, rates)]
 
     def _subnet(self, rates: Floats) -> Subnet:
         kept = self._kept(rates)
@@ -286,3 +322,18 @@ class Subnets:
             else:
                 row += np.bincount(block[own] % count, minlength=count) / len(own)
         return rows
+
+
+def rates_of(ratios: Sequence[float]) -> Floats:
+    """The shares of channels that go, ascending, for those that may stay.
+
+    Raises:
+        OptionError: one is outside (0, 1].
+    """
+    for ratio in ratios:
+        if not 0 < ratio <= 1:
+            raise OptionError(
+                f"ratios: {ratio} is outside (0, 1]; give the shares of a group's channels that "
+                "may stay, such as 0.5,0.75,1"
+            )
+    return np.unique(np.round(1 - np.array(ratios, np.float64), 9))

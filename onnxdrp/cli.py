@@ -350,6 +350,13 @@ def _check_outputs(
         )
 
 
+def _check_plot(path: str | None) -> None:
+    if path is not None:
+        from onnxdrp.plots import check_plot
+
+        check_plot(path)
+
+
 @contextmanager
 def _checkpoint(output: str) -> Iterator[Path]:
     """The file beside an output that keeps a calibration that was interrupted.
@@ -673,6 +680,8 @@ def calibrate(model: str, **options: Any) -> None:
     metavar="SENS.json",
     help="Keep the figures; an interrupted measuring goes on from there.",
 )
+@click.option("--plot", type=click.Path(), metavar="FILE.svg|png|pdf",
+              help="Of channels: draw a line a group; needs matplotlib.")  # fmt: skip
 @click.option("--calib", type=click.Path(), metavar="DATA", help="Images or arrays to measure on.")
 @click.option(
     "--samples",
@@ -690,14 +699,19 @@ def sensitivity(model: str, **options: Any) -> None:
     Example: onnxdrp sensitivity in.onnx --calib images --target drp-ai3 -o in.sens.json
     """
     output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
-    _check_outputs(model, output, report_file)
-    if options["labels"] is not None and options["of"] != "channels":
-        raise OptionError("--labels belongs to --of channels; leave it out")
+    plot = options.pop("plot")
+    _check_outputs(model, output, report_file, plot)
+    for name, value in (("labels", options["labels"]), ("plot", plot)):
+        if value is not None and options["of"] != "channels":
+            raise OptionError(f"--{name} belongs to --of channels; leave it out")
+    _check_plot(plot)
     report = _run("sensitivity", model, output, {**options, "file": output})
     if report_file is not None:
         report.to_json(report_file)
-    found = report.sensitivity
+    found: Any = report.sensitivity
     assert found is not None  # it was measured by the last pass
+    if plot is not None:
+        found.plot(plot)
     warnings = [f"warning: {warning}" for warning in report.warnings]
     shown = json.dumps(found.as_dict(), indent=2) if as_json else str(found)
     click.echo(shown if as_json else "\n".join([shown, *warnings]))
@@ -706,6 +720,8 @@ def sensitivity(model: str, **options: Any) -> None:
 @cli.command()
 @_model
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="FRONT.json")
+@click.option("--plot", type=click.Path(), metavar="FILE.svg|png|pdf",
+              help="Draw score against cost; needs matplotlib.")  # fmt: skip
 @click.option("--calib", type=click.Path(), metavar="DATA", help="Images or arrays to measure on.")
 @click.option(
     "--sens",
@@ -748,12 +764,16 @@ def pareto(model: str, **options: Any) -> None:
     Then: onnxdrp slim in.onnx -o out.onnx --calib images --spec front.json --index 3
     """
     output, as_json, report_file = (options.pop(k) for k in ("output", "as_json", "report"))
-    _check_outputs(model, output, report_file)
+    plot = options.pop("plot")
+    _check_outputs(model, output, report_file, plot)
+    _check_plot(plot)
     if options["labels"] is not None and options["by"] != "top-1":
         raise OptionError("--labels belongs to --by top-1; add that, or leave it out")
     report = _run("pareto", model, output, options)
     assert report.front is not None  # it was searched for
     report.front.save(output)
+    if plot is not None:
+        report.front.plot(plot)
     if report_file is not None:
         report.to_json(report_file)
     shown = report.front

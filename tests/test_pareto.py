@@ -208,8 +208,35 @@ def test_a_ratio_takes_the_best_of_those_that_are_small_enough(quick):
         front.point(50)
 
 
+def test_latencies_are_medians_of_sessions_that_take_turns(monkeypatch):
+    """Each model takes its own time, and the machine gets slower all the while."""
+    now, opened = [0.0], []
+
+    class Session:
+        def __init__(self, seconds):
+            self.seconds = seconds
+            opened.append(seconds)
+
+        def run(self, _outputs, feed):
+            assert feed["x"].shape[0] == 1
+            now[0] += self.seconds * (1 + now[0])
+
+    times = [0.001, 0.0004, 0.0007]
+    models = [NET.clone() for _ in times]
+    for model, seconds in zip(models, times, strict=True):
+        monkeypatch.setattr(model, "session", lambda s=seconds: Session(s), raising=False)
+    monkeypatch.setattr(pareto.time, "perf_counter", lambda: now[0])
+    whole, *rest = pareto._latencies(models, Feeds(images()))
+    assert opened == [*times, *times[::-1]]
+    assert whole == pytest.approx(1.0, rel=0.1)
+    assert [one / whole for one in rest] == pytest.approx([0.4, 0.7], rel=0.002)
+
+
 def test_latencies_are_measured_against_the_whole_model(quick):
     front = found(cost="latency")
+    assert front.whole_ms > 0
+    assert found().whole_ms is None
+    assert all(a.score < b.score for a, b in itertools.pairwise(front.points))
     assert all(p.latency is not None and p.latency > 0 for p in front.points)
     assert [p.latency for p in front.points] == sorted(p.latency for p in front.points)
     assert isinstance(front, Front)

@@ -72,12 +72,16 @@ class Front:
         by: what score is.
         cost: "macs" or "latency".
         whole: multiply-adds of the whole model.
+        model: its file name, or "".
+        whole_ms: the latency of the whole model; None if not asked for.
     """
 
     points: tuple[NetPoint, ...]
     by: By
     cost: Cost
     whole: int
+    model: str = ""
+    whole_ms: float | None = None
 
     def point(self, net_id: int) -> NetPoint:
         """The one of this number. Raises OptionError if there is none."""
@@ -104,14 +108,24 @@ class Front:
 
     def as_dict(self) -> dict[str, Any]:
         """As the file has it."""
-        points = [asdict(point) for point in self.points]
-        head = {"by": self.by, "cost": self.cost, "whole": self.whole}
-        return {"format": _FORMAT, "version": _VERSION, **head, "points": points}
+        return {"format": _FORMAT, "version": _VERSION, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all. Raises ModelError if it cannot be written."""
         with atomic_write(Path(path)) as file:
             file.write(json.dumps(self.as_dict(), indent=1).encode() + b"\n")
+
+    def plot(self, path: str | Path) -> None:
+        """Draw its points (onnxdrp.plots), as .svg, .png or .pdf.
+
+        Raises:
+            OptionError: the file ends otherwise, or matplotlib is not there.
+            ModelError: the file cannot be written.
+        """
+        from onnxdrp.plots import check_plot, front_figure, save_plot
+
+        check_plot(path)
+        save_plot(front_figure(self), path)
 
     def table(self) -> Text:
         """A line a point."""

@@ -58,7 +58,7 @@ _PARENTS, _MUTATIONS, _CROSSOVERS = 16, 8, 4
 _MUTATED, _CROSSED = 0.2, 0.5
 _PER_BUCKET = 2
 _MEASURED_ITERATIONS, _PREDICTED_ITERATIONS = 10, 300
-_RUNS, _WARM = 20, 3  # of a session, to time it
+_RUNS, _WARM = 20, 3  # of a session, to time it; twice
 
 
 def pareto(
@@ -165,10 +165,13 @@ def pareto(
         _named(model, channels, subnets, subnet, score, by, curves)
         for subnet, score in zip(winners, measured, strict=True)
     ]
+    whole_ms = None
     if cost == "latency":
-        latencies = _latencies(model, [slim_of(model, p) for p in found], reader)
-        found = [replace(p, latency=ms) for p, ms in zip(found, latencies, strict=True)]
-    front = Front(front_of(found, by), by, cost, subnets.whole)
+        whole_ms, *ms = _latencies([model, *(slim_of(model, p) for p in found)], reader)
+        latencies = [round(one / whole_ms, 4) for one in ms]
+        found = [replace(p, latency=one) for p, one in zip(found, latencies, strict=True)]
+    name = "" if model.path is None else model.path.name
+    front = Front(front_of(found, by), by, cost, subnets.whole, name, whole_ms)
     known.remove()
     return front
 
@@ -365,25 +368,31 @@ def _named(
     )
 
 
-def _latencies(model: "Model", slims: Sequence["Model"], reader: "DataReader") -> list[float]:
-    """The time that each takes for one image, over that of the model: medians, taken in turn."""
-    first = next(pieces(reader, static_batch([model])), None)
+def _latencies(models: Sequence["Model"], reader: "DataReader") -> list[float]:
+    """Milliseconds that each takes for one image, with the threads that onnxruntime chooses.
+
+    All run in turn, so that what else the machine does meets all alike. Sessions of the same model
+    differ by some percent, the one that was opened first mostly being the slowest: all are opened
+    twice, in both orders, and the median is that of both.
+    """
+    static = static_batch(models)
+    first = next(pieces(reader, static), None)
     if first is None:
         raise DataError("the reader gives no samples; check the path and the limit")
-    names = {info.name for info in model.inputs}
-    rows = first[1] if static_batch([model]) is None else 1
+    names = {info.name for info in models[0].inputs}
+    rows = first[1] if static is None else 1
     feed = {
         name: array[:1] if np.ndim(array) and len(array) == rows else array
         for name, array in first[0].items()
         if name in names
     }
-    sessions = [m.session() for m in (model, *slims)]
-    seconds: list[list[float]] = [[] for _ in sessions]
-    for turn in range(_WARM + _RUNS):
-        for session, own in zip(sessions, seconds, strict=True):
-            started = time.perf_counter()
-            session.run(None, feed)
-            if turn >= _WARM:
-                own.append(time.perf_counter() - started)
-    whole, *rest = (float(np.median(own)) for own in seconds)
-    return [round(one / whole, 4) for one in rest]
+    seconds: list[list[float]] = [[] for _ in models]
+    for step in (1, -1):
+        turns = [(m.session(), own) for m, own in list(zip(models, seconds, strict=True))[::step]]
+        for turn in range(_WARM + _RUNS):
+            for session, own in turns:
+                started = time.perf_counter()
+                session.run(None, feed)
+                if turn >= _WARM:
+                    own.append(time.perf_counter() - started)
+    return [1e3 * float(np.median(own)) for own in seconds]

@@ -104,6 +104,18 @@ class ChannelSensitivity:
         with atomic_write(Path(path)) as file:
             file.write(json.dumps(self.as_dict(), separators=(",", ":")).encode() + b"\n")
 
+    def plot(self, path: str | Path) -> None:
+        """Draw a line a group (onnxdrp.plots), as .svg, .png or .pdf.
+
+        Raises:
+            OptionError: the file ends otherwise, or matplotlib is not there.
+            ModelError: the file cannot be written.
+        """
+        from onnxdrp.plots import channels_figure, check_plot, save_plot
+
+        check_plot(path)
+        save_plot(channels_figure(self), path)
+
     def table(self) -> Text:
         """A line a group with its score at each rate, then what it is of."""
         rates = sorted({rate for curve in self.curves.values() for rate in curve})

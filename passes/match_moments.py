@@ -71,19 +71,19 @@ class MatchMoments(Pass):
             raise OptionError(f"memory_limit {self.memory_limit}: give a number of bytes above 0")
 
     def requires(self, model: Model, ctx: PassContext) -> None:
-        """There are masks, the model that they were taken from, and data."""
+        """Something is pruned, the model before that is there, and data."""
         if ctx.reader is None:
             raise DataError(
                 "match-moments needs data; give some hundred images or arrays (--calib)"
             )
         if ctx.dense is None:
-            raise ModelError("no weight is pruned yet; run prune-blocks or apply-masks first")
+            raise ModelError("nothing is pruned yet; run prune-blocks or remove-channels first")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises DataError if an activation is not finite; names tensor, node and sample."""
         assert ctx.reader is not None
         assert ctx.dense is not None  # `requires` has seen to both
-        stops, skipped = sweep(model, pruned_weights(ctx.masks))
+        stops, skipped = sweep(model, {*pruned_weights(ctx.masks), *ctx.shortened})
         stops, unmatchable = without(stops, why_not)
         skipped |= unmatchable
         stats: dict[str, Any] = {"strength": self.strength, "layers": {}, "skipped": skipped}

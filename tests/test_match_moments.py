@@ -11,7 +11,7 @@ from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.masks import Mask
 from onnxdrp.moments import ChannelMoments
 from onnxdrp.observe import Tap, observe
-from onnxdrp.passes import ApplyMasks, MatchMoments
+from onnxdrp.passes import ApplyMasks, MatchMoments, RemoveChannels
 from onnxdrp.pipeline import PassContext, PassManager
 from onnxdrp.trials import Trials
 
@@ -102,6 +102,24 @@ def test_a_model_whose_masks_keep_everything_comes_out_as_it_was(step):
     assert mended.fingerprint() == model.fingerprint()
     assert not record.modified
     assert record.stats["strength"] is None
+
+
+def test_what_lost_channels_gets_its_moments_again():
+    small, ctx = (
+        net(),
+        PassContext(reader=Feeds(images()), workers=1, removed={"Conv_0": (1, 4, 6)}),
+    )
+    PassManager([RemoveChannels()]).run(small, ctx)
+    tensors = ("b", "d", "g", "y")
+    before, want = moments(small, ctx, *tensors), moments(ctx.dense, ctx, *tensors)
+    mended, record = done(small, ctx)
+    after = moments(mended, ctx, *tensors)
+    for tensor in tensors:
+        assert np.abs(before[tensor].variance / want[tensor].variance - 1).max() > 0.05
+        np.testing.assert_allclose(after[tensor].variance, want[tensor].variance, rtol=1e-4)
+        if tensor != "b":  # a layer without a bias
+            np.testing.assert_allclose(after[tensor].mean, want[tensor].mean, atol=1e-4)
+    assert record.modified
 
 
 def test_where_moments_are_right_already_no_bit_changes():

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from slim_nets import images, residual_net
 
-from onnxdrp.channels.candidates import Score
+from onnxdrp.channels.candidates import SubnetScore
 from onnxdrp.channels.front import Front, NetPoint
 from onnxdrp.channels.sensitivity import ChannelSensitivity
 from onnxdrp.cli import cli
@@ -26,11 +26,13 @@ def analysis(groups: int, score="agreement", **more) -> ChannelSensitivity:
         f"/stage/block.{i}/conv": {r: 1 - r * r * (i + 1) / (groups + 1) for r in RATES}
         for i in range(groups)
     }
-    return ChannelSensitivity(curves, 1.0, score, 300, 0, "net.onnx", **more)
+    return ChannelSensitivity(curves, 1.0, score, samples=300, model="net.onnx", **more)
 
 
 def point(number: int, macs: int, score: float, latency: float | None = None) -> NetPoint:
-    return NetPoint(number, score, macs, 10, {}, {}, {}, "", Score(None, score), latency=latency)
+    return NetPoint(
+        number, score, macs, 10, {}, {}, {}, "", SubnetScore(None, score), latency=latency
+    )
 
 
 def front(**more) -> Front:

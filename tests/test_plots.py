@@ -26,7 +26,7 @@ def analysis(groups: int, score="agreement", **more) -> ChannelSensitivity:
         f"/stage/block.{i}/conv": {r: 1 - r * r * (i + 1) / (groups + 1) for r in RATES}
         for i in range(groups)
     }
-    return ChannelSensitivity(curves, 1.0, score, samples=300, model="net.onnx", **more)
+    return ChannelSensitivity(curves, score=score, samples=300, model="net.onnx", **more)
 
 
 def point(number: int, macs: int, score: float, latency: float | None = None) -> NetPoint:

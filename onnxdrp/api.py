@@ -98,13 +98,15 @@ class _Job:
         """Run the passes and add to the report what the whole came to."""
         from onnxdrp.datareaders import count, split
         from onnxdrp.figures import summarize
-        from onnxdrp.passes import Distill
+        from onnxdrp.passes import AutoSlim, Distill
         from onnxdrp.recipe import dump_recipe
 
         original = self.model.clone()
         reader, judged = self.calibration, None
         if reader is not None and any(isinstance(p, Distill) for p in passes) and count(reader) > 1:
             reader, judged = split(reader, DISTILL_HELD_OUT, seed=self.seed)
+        if self.labelled is not None and any(isinstance(p, AutoSlim) for p in passes):
+            judged = self.labelled
         ctx = PassContext(
             reader=reader,
             held_out=judged,
@@ -122,7 +124,7 @@ class _Job:
             seed=self.seed,
         )
         self.scores = ctx.channel_scores
-        report.masks, report.ranges = ctx.masks, ctx.calibration
+        report.masks, report.ranges, report.rounds = ctx.masks, ctx.calibration, ctx.rounds
         report.sensitivity = ctx.sensitivity or ctx.channel_curves
         report.warnings += self.warnings
         for record in report.records:
@@ -140,7 +142,29 @@ class _Job:
             self.labelled,
             skip_bad_samples=self.skip_bad_samples,
         )
+        if ctx.rounds is not None:
+            _tell_apart(report, ctx.rounds, self.labelled is None)
         return report
+
+
+def _tell_apart(report: Report, rounds: "AutoChannels", unseen: bool) -> None:
+    """Say whether figures are of data that chose among candidates, and where it flattered them."""
+    told = report.summary.get("fidelity")
+    if told is None:
+        return
+    told["of"] = "samples that no decision saw" if unseen else "the data that judged the candidates"
+    if not unseen:
+        report.warnings.append(
+            "figures are of the data by which candidates were judged, and the last one accepted is "
+            "flattered by it; measure on other data, too"
+        )
+    elif told["top1_agreement"] is not None and rounds.what == "top-1 agreement":
+        lost = 100 * (1 - told["top1_agreement"])
+        if lost > rounds.max_drop:
+            report.warnings.append(
+                f"{lost:.2f} points are lost on {told['samples']} samples that no decision saw, "
+                f"{rounds.best.lost:.2f} on those that judged; give more samples, or sure"
+            )
 
 
 def _job(
@@ -450,6 +474,7 @@ def slim(
         OnnxDrpError: the model, an option or the data cannot be used; PassError if a pass failed.
     """
     from onnxdrp import chains
+    from onnxdrp.passes import AutoSlim
 
     running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
     job = _job(model, calib, data, target, seed, instruments, reshaped=bool(input_shape), **running)
@@ -466,7 +491,6 @@ def slim(
     if calib is None:
         _refuse("no calibration data", memory_limit=memory_limit)
     how: dict[str, Any] = {"memory_limit": memory_limit}
-    rounds = None
     if spec is not None:
         _refuse("spec", **size, score=score, curves=curves, search=search, multiple=multiple,
                 exclude=which["exclude"], auto_excludes=not auto_excludes, auto=auto,
@@ -476,10 +500,20 @@ def slim(
         _need(calib, ())
         _refuse("auto", **size, score=score, curves=curves, search=search, index=index,
                 ratios=ratios)  # fmt: skip
-        options = {"max_drop": max_drop, "memory_limit": memory_limit}
-        rounds = _auto_channels(job, steps, which, recover, sure=sure, **options)
-        how |= {"removed": rounds.removed}
-        job.warnings += rounds.warnings
+        if sparse:
+            raise OptionError(
+                "auto judges the slim form; keep what it decides (--save-spec), and give that "
+                "with sparse"
+            )
+        budget: dict[str, Any] = which | {
+            "recover": recover,
+            "sure": sure,
+            "max_drop": max_drop,
+            "distill_minutes": distill_minutes,
+            "memory_limit": memory_limit,
+        }
+        given = {name: value for name, value in budget.items() if value is not None}
+        return job.run([*steps, AutoSlim(**given)])
     else:
         _refuse("a given ratio or rate", max_drop=max_drop, sure=sure)
         if curves is not None:
@@ -496,9 +530,7 @@ def slim(
         how |= {"score": score, "ratio": ratio, **which}
     steps += chains.slimming(sparse=sparse, **how)
     steps += chains.recovery(recover, minutes=distill_minutes, memory_limit=memory_limit)
-    report = job.run(steps)
-    report.rounds = rounds
-    return report
+    return job.run(steps)
 
 
 def pareto(
@@ -605,36 +637,6 @@ def pareto(
         **running | {"checkpoint": job.checkpoint},
     )
     return report
-
-
-def _auto_channels(
-    job: _Job,
-    before: Sequence[Pass],
-    which: Mapping[str, Any],
-    recover: "Recovery",
-    **options: Any,
-) -> "AutoChannels":
-    """What may go under a budget of accuracy."""
-    from onnxdrp.channels.auto import auto_channels
-
-    if recover not in ("refit", "distill"):
-        raise OptionError(f"auto needs a repair; recover {recover} is none, take refit")
-    assert job.calibration is not None
-    base = job.model.clone()
-    PassManager(before).run(base, PassContext(target=job.target))
-    return auto_channels(
-        base,
-        job.calibration,
-        held_out=job.held_out,
-        target=job.target,
-        seed=job.seed,
-        workers=job.workers,
-        checkpoint=job.checkpoint,
-        exclude=which["exclude"],
-        auto_excludes=which["auto_excludes"],
-        multiple=which["multiple"] or 1,
-        **{name: value for name, value in options.items() if value is not None},
-    )
 
 
 def _slimmed(
@@ -1342,7 +1344,7 @@ def optimize(
         weight_bits: as for `quantize`.
         bias_correction: as for `quantize`.
         min_sqnr: as for `quantize`.
-        max_drop: as for `quantize`.
+        max_drop: as for `quantize`; what channels and pruning have cost counts, too.
         strict: as for `quantize`.
         rates: as for `prune`.
         allocation: as for `prune`.

@@ -104,7 +104,6 @@ def slimming(
     tries: int | None = None,
     index: int | None = None,
     spec: str | None = None,
-    removed: Mapping[str, tuple[int, ...]] | None = None,
     memory_limit: int | None = None,
     **selection: Any,
 ) -> list[Pass]:
@@ -117,14 +116,13 @@ def slimming(
         tries: of search-channels, which chooses instead of select-channels.
         index: of search-channels, or the point of a front in `spec`.
         spec: of apply-channels, which chooses instead.
-        removed: the same, without a file.
         memory_limit: of the passes that read data.
         selection: of select-channels, or search-channels.
     """
     memory = _given({"memory_limit": memory_limit})
     steps: list[Pass] = []
-    if spec is not None or removed is not None:
-        steps.append(p.ApplyChannels(spec or "", index, removed or {}))
+    if spec is not None:
+        steps.append(p.ApplyChannels(spec, index))
     else:
         steps += [] if score is None else [p.ScoreChannels(score, **memory)]
         if tries is not None:

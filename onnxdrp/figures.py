@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["summarize"]
 
 _WORST = 3
-_REPAIRS = ("refit-weights", "match-moments", "distill")
+_REPAIRS = ("refit-weights", "match-moments", "distill", "auto-slim")
 
 
 def summarize(

@@ -97,6 +97,8 @@ class Model:
             gs.Constant.
     """
 
+    graph: gs.Graph
+
     def __init__(
         self, skeleton: onnx.ModelProto, weights: Weights, path: Path | None = None
     ) -> None:
@@ -158,6 +160,11 @@ class Model:
         other.graph.ir_version = self.ir_version  # skeletons have at least 4
         other._carried = copy.deepcopy(self._carried)
         return other
+
+    def become(self, other: Self) -> None:
+        """Take over graph, weights and all of `other`, but not its path; `other` stays as it is."""
+        copied = other.clone()
+        self.graph, self._weights, self._carried = copied.graph, copied._weights, copied._carried
 
     def rebuild(self, skeleton: onnx.ModelProto) -> None:
         """Replace the graph by `skeleton`, whose references stand for this model's weights.

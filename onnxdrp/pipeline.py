@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxdrp.channels.choosing import ChannelScores
+    from onnxdrp.channels.rounds import AutoChannels
     from onnxdrp.channels.sensitivity import ChannelSensitivity
     from onnxdrp.datareaders import DataReader
     from onnxdrp.masks import Mask
@@ -72,6 +73,7 @@ class PassContext:
         channel_curves: what removing channels of each group alone costs, from MeasureChannels.
         slim: the model as channels were removed from it, with nothing repaired.
         shortened: weights that lost inputs when channels were removed.
+        rounds: what a search for channels under a budget tried, from AutoSlim.
         ranges: {tensor name: low and high}, from Calibrate.
         calibration: the same as a file has them: with extremes, counts, method.
         quantization: {tensor name: scale, zero-point, dtype}.
@@ -100,6 +102,7 @@ class PassContext:
     channel_curves: "ChannelSensitivity | None" = None
     slim: "Model | None" = None
     shortened: frozenset[str] = frozenset()
+    rounds: "AutoChannels | None" = None
     ranges: "dict[str, Range]" = field(default_factory=dict)
     quantization: "dict[str, QuantParams]" = field(default_factory=dict)
     calibration: "Ranges | None" = None

@@ -49,6 +49,7 @@ PASSES: dict[str, type[Pass]] = {
         passes.SelectChannels,
         passes.SearchChannels,
         passes.ApplyChannels,
+        passes.AutoSlim,
         passes.MaskChannels,
         passes.RemoveChannels,
         passes.SelectLayers,

@@ -3,6 +3,7 @@
 from onnxdrp.passes.allocate_rates import AllocateRates
 from onnxdrp.passes.apply_channels import ApplyChannels
 from onnxdrp.passes.apply_masks import ApplyMasks
+from onnxdrp.passes.auto_slim import AutoSlim
 from onnxdrp.passes.calibrate import Calibrate
 from onnxdrp.passes.check import Check
 from onnxdrp.passes.clean import Clean
@@ -37,6 +38,7 @@ __all__ = [
     "AllocateRates",
     "ApplyChannels",
     "ApplyMasks",
+    "AutoSlim",
     "Calibrate",
     "Check",
     "Clean",

@@ -1,12 +1,11 @@
-"""Choose the channels that an earlier decision names, from a file (onnxdrp.channels.spec) or as is.
+"""Choose the channels that an earlier decision names: a file (onnxdrp.channels.spec).
 
 Fills ctx.removed {group: units that go}; the model is not touched. Its weights may be others than
 when the decision was made: where it was fine-tuned with these channels masked, to remove them
 changes no output.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +24,7 @@ _MASKED = 0.5  # share of zeros from which on the model was masked once
 
 @dataclass(frozen=True)
 class ApplyChannels(Pass):
-    """Choose the channels of a file, or those that are named.
+    """Choose the channels of a file.
 
     Stats: `groups` {group: [units before, after]}; `zeros`, the share that is zero already of the
     weights that make or read these channels: 1 in a model that was masked and stayed so.
@@ -33,8 +32,6 @@ class ApplyChannels(Pass):
     Attributes:
         file: of a decision, or of a Pareto front.
         net_id: the point of the front.
-        removed: {group: units that go}, instead of a file; they are not checked against the model
-            that they were chosen for.
     """
 
     name: ClassVar[str] = "apply-channels"
@@ -42,24 +39,21 @@ class ApplyChannels(Pass):
 
     file: str = ""
     net_id: int | None = None
-    removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def requires(self, model: Model, ctx: PassContext) -> None:
-        """There is one decision."""
-        if bool(self.file) == bool(self.removed):
-            raise OptionError("give either file, of a decision, or removed, the units themselves")
+        """There is a file."""
+        if not self.file:
+            raise OptionError("no file of a decision is named; give what slim --save-spec wrote")
 
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises OptionError if the file cannot be read, or does not fit the model."""
         channels = channels_of(model)
-        ctx.removed = dict(self.removed)
-        if self.file:
-            spec = load_spec(self.file, self.net_id)
-            try:
-                spec.check(channels)
-            except OptionError as e:
-                raise OptionError(f"{self.file}: {e}") from e
-            ctx.removed = dict(spec.removed)
+        spec = load_spec(self.file, self.net_id)
+        try:
+            spec.check(channels)
+        except OptionError as e:
+            raise OptionError(f"{self.file}: {e}") from e
+        ctx.removed = dict(spec.removed)
         masks = channels.masks(model, ctx.removed)
         going = sum(mask.size - mask.count for mask in masks.values())
         left = sum(

@@ -9,7 +9,9 @@
     4. Then units are given back, those of most cost per noise first, while the goal is reached.
 
 Each trial quantizes the whole model, its weights to the nearest, and runs it on the same samples;
-what RoundWeights and CorrectBias gain comes on top. Elementwise operators between float layers
+what RoundWeights and CorrectBias gain comes on top. Decibels are against the model as it comes;
+points against the model before anything was pruned or removed (ctx.dense): a budget of accuracy is
+one of the whole. Elementwise operators between float layers
 follow by themselves (onnxdrp.plan). Fills ctx.kept_float and ctx.sensitivity; the model is not
 touched.
 """
@@ -53,12 +55,12 @@ class KeepFloat(Pass):
 
     Stats: `goal`, `unit`; `quantized`, what the model has with nothing more left float; `reached`;
     `kept` {node: why}; `float_share`, of the multiply-adds that would be quantized; `trials`;
-    `samples`; `interval`, of points lost, 95 %.
+    `samples`; `interval`, of points lost, 95 %; `pruned`, points lost before any quantization.
 
     Attributes:
         min_sqnr: dB that the worst output must have against float.
         max_drop: points of top-1 that may be lost: of accuracy where the data has labels, else of
-            agreement with float.
+            agreement with float; with what pruning and the removal of channels have lost.
         samples: of the calibration data that trials run on, spread over it; all are held in memory.
             None: 64 for decibels, 256 for points, which need more.
         give_back: most trials of step 4.
@@ -91,7 +93,9 @@ class KeepFloat(Pass):
         """Measure, bisect, give back. Raises CheckError if the goal needs all layers float."""
         assert ctx.reader is not None  # see requires
         samples = self.samples or (_POINTS if self.min_sqnr is None else _DECIBELS)
-        trials = Trials(model, few(ctx.reader, samples, ctx.seed))
+        before = model if self.max_drop is None or ctx.dense is None else ctx.dense
+        trials = Trials(before, few(ctx.reader, samples, ctx.seed))
+        pruned = 0.0 if before is model else self._lost_before(trials, model)
         search = _Search(self, model, ctx, trials)
         quantized = reached = search.reading([])
         chosen: list[UnitSensitivity] = []
@@ -116,10 +120,21 @@ class KeepFloat(Pass):
             ctx.kept_float, ctx.ranges = search.plan(chosen).kept, search.ranges
         stats["trials"] = search.count
         if self.max_drop is not None:
+            stats["pruned"] = pruned
             interval = search.intervals[len(chosen), reached]
             stats["interval"] = list(interval)
             stats["warnings"] += self._coarse(trials.samples, *interval)
         return PassResult(modified=False, stats=stats)
+
+    def _lost_before(self, trials: Trials, model: Model) -> float:
+        """Points that the model has lost, all of it float."""
+        lost, *_ = trials.drop(model)
+        if self.max_drop is not None and lost > self.max_drop:
+            raise CheckError(
+                f"with all layers float {lost:.2f} points are lost by what was pruned or removed, "
+                f"and {self.max_drop} may be in all; prune less, or allow more"
+            )
+        return lost
 
     def _coarse(self, samples: int, low: float, high: float) -> list[str]:
         """A warning where so few samples cannot tell that the goal is reached."""

@@ -39,6 +39,11 @@ class RemoveChannels(Pass):
         """Channels are chosen, and rates are not: they would be of other weights."""
         if not ctx.removed:
             raise OptionError("no channels are chosen; run select-channels before")
+        self.refuse_rates(ctx)
+
+    @staticmethod
+    def refuse_rates(ctx: PassContext) -> None:
+        """Raise OptionError where rates of weights are chosen."""
         if ctx.rates:
             raise OptionError("layers to prune are chosen already; run select-layers afterwards")
 

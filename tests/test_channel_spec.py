@@ -127,7 +127,7 @@ def test_units_that_are_not_there_and_missing_files_are_refused(tmp_path):
         load_spec(tmp_path / "none.json")
     with pytest.raises(OptionError, match="leave net_id"):
         load_spec(saved(tmp_path), 3)
-    with pytest.raises(PassError, match="give either file, of a decision, or removed"):
+    with pytest.raises(PassError, match="no file of a decision"):
         PassManager([ApplyChannels()]).run(NET.clone(), PassContext())
     path = saved(tmp_path)
     table = json.loads(path.read_text())

@@ -218,3 +218,30 @@ def test_the_same_data_and_seed_keep_the_same_layers():
     first, second = (quantized(model, reader, step)[2]["keep-float"] for _ in range(2))
     assert first == second
     assert first["samples"] == 20
+
+
+def test_points_that_pruning_has_cost_count_in_the_budget():
+    model, colours = chain(), np.random.default_rng(1).normal(0, 1, (200, N, 1, 1))
+    x = images(200) + colours.astype(np.float32)
+    pruned, reader = model.clone(), Feeds({"x": x})
+    weight = np.array(model.weight("w_b"))
+    weight[6] = 0
+    pruned.set_weight("w_b", weight)
+    own, now = (m.session().run(None, {"x": x})[0].argmax(1) for m in (model, pruned))
+    lost = 100 * float(np.mean(own != now))
+    assert 2 < lost < 30
+
+    def kept(budget):
+        ctx, found = PassContext(reader=reader, dense=model), pruned.clone()
+        step = KeepFloat(max_drop=budget, samples=200, per_channel=False)
+        steps = [InferShapes(), Calibrate(exclude_tail="none"), step, QuantizeWeights(False)]
+        records = PassManager([*steps, InsertQdq()]).run(found, ctx).records
+        stats = next(r.stats for r in records if r.name == "keep-float")
+        return stats, 100 * (1 - compare_models(model, found, reader).top1_agreement)
+
+    stats, reached = kept(lost + 5)
+    assert stats["pruned"] == pytest.approx(lost)
+    assert stats["reached"] == pytest.approx(reached)
+    assert reached <= lost + 5
+    with pytest.raises(PassError, match=rf"{lost:.2f} points are lost by what was pruned"):
+        kept(lost - 1)

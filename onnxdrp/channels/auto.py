@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from onnxdrp.channels.choosing import at_rates, unit_scores
+from onnxdrp.channels.choosing import at_rates
 from onnxdrp.channels.cost import totals
 from onnxdrp.channels.excluding import removable
 from onnxdrp.channels.groups import Channels, channels_of
-from onnxdrp.channels.judging import Judge
+from onnxdrp.channels.judging import HeldOut
 from onnxdrp.channels.rounds import AutoChannels, Round
 from onnxdrp.channels.saved_search import Figures, SavedSearch, State
 from onnxdrp.channels.trust_region import Proposal, TrustRegion, loss_thresholds
@@ -142,8 +143,8 @@ def auto_channels(
             without.
         distill_minutes: of one candidate's training; default 5.
         distill_steps: of the same, instead.
-        gradients: CAC's thresholds (onnxdrp.channels.gradients), not those of lone_groups; needs
-            torch.
+        gradients: CAC's thresholds, errors and order (onnxdrp.channels.gradients, the smallest L1
+            first), not those of lone_groups and score-channels; needs torch.
         calc_iter: batches for them.
         samples: on which the loss is looked at for each group.
         rows: of a layer's input that are looked at for its error, if there are more.
@@ -170,8 +171,8 @@ def auto_channels(
     )  # fmt: skip
     if held_out is None:
         calib, held_out = split(calib, _HELD_OUT, seed)
-    judged = Judge(model, held_out, judge, hard=gradients, seed=seed)
-    search = _Search(model, calib, judged, options, target, workers)
+    held = HeldOut(model, held_out, judge, hard=gradients, seed=seed)
+    search = _Search(model, calib, held, options, target, workers)
     saved = SavedSearch(checkpoint, "" if checkpoint is None else search.key(held_out))
     if (state := saved.read()) is not None:
         search.resume(state)
@@ -193,13 +194,13 @@ class _Search:
         self,
         model: Model,
         calib: "DataReader",
-        judge: Judge,
+        held: HeldOut,
         options: _Options,
         target: "Target | None",
         workers: int | None,
     ) -> None:
         self._first, self._origin = model, channels_of(model)
-        self._calib, self._judge, self._options = calib, judge, options
+        self._calib, self._held, self._options = calib, held, options
         self._target, self._workers = target, workers
         groups, self._skipped = self._removable(model, self._origin)
         if not groups:
@@ -286,8 +287,27 @@ class _Search:
         """Take a model for the one of now; None: the original."""
         self._model = self._first if model is None else model
         self._channels = channels_of(self._model)
-        self._scores = unit_scores(self._model, self._channels)
+        self._known_scores: Mapping[str, npt.NDArray[np.float64]] | None = None
         self._dense = self._first if model is None else self._seen()
+
+    @property
+    def _scores(self) -> Mapping[str, npt.NDArray[np.float64]]:
+        """{group: what is lost with each unit of the model of now and those before it}."""
+        if self._known_scores is None:
+            self._known_scores = self._scored()
+        return self._known_scores
+
+    def _scored(self) -> Mapping[str, npt.NDArray[np.float64]]:
+        from onnxdrp.passes import ScoreChannels
+
+        ctx = PassContext(reader=self._calib, seed=self._options.seed, workers=self._workers)
+        score = ScoreChannels(
+            "l1" if self._options.gradients else "second-order",
+            memory_limit=self._options.memory_limit,
+        )
+        PassManager([score]).run(self._model, ctx)
+        assert ctx.channel_scores is not None  # it is what the pass is for
+        return ctx.channel_scores
 
     def _seen(self) -> Model:
         """The original model, with what is left of the channels of its tensors."""
@@ -312,12 +332,12 @@ class _Search:
         options, model, channels = self._options, self._model, self._channels
         groups, _ = self._removable(model, channels)
         removed = {name: self._units(name) for name in groups}
-        own, loss = self._judge.losses(model, self._workers)
+        own, loss = self._held.losses(model, self._workers)
         if options.gradients:
             from onnxdrp.channels.gradients import gradient_sensitivities, group_sizes, removed_l1
 
             sensitivities = gradient_sensitivities(
-                model, self._first, channels, groups, self._calib, self._judge.loss,
+                model, self._first, channels, groups, self._calib, self._held.loss,
                 options.calc_iter, options.original,
             )  # fmt: skip
             sizes = group_sizes(model, channels, groups)
@@ -326,7 +346,7 @@ class _Search:
         from onnxdrp.channels.lone_groups import lone_groups
 
         alone = lone_groups(
-            model, self._dense, channels, removed, self._calib, self._judge.loss,
+            model, self._dense, channels, removed, self._scores, self._calib, self._held.loss,
             samples=options.samples, rows=options.rows, seed=options.seed,
             memory_limit=options.memory_limit, workers=self._workers,
         )  # fmt: skip
@@ -356,21 +376,24 @@ class _Search:
             ctx.reader, ctx.held_out = split(self._calib, _TRAINING_HELD_OUT, options.seed)
         limit = options.memory_limit
         PassManager([RemoveChannels(), RefitWeights(memory_limit=limit)]).run(model, ctx)
-        macs, lost, recovered = totals(model)[1], self._judge.lost(model), "refit"
+        macs, lost, recovered = totals(model)[1], self._held.lost(model), "refit"
         if options.recover == "distill" and not self._holds(lost):
             minutes, steps = options.distill_minutes, options.distill_steps
             train = Distill(minutes=minutes, steps=steps, memory_limit=limit)
             PassManager([train]).run(model, ctx)
-            lost, recovered = self._judge.lost(model), "distill"
+            lost, recovered = self._held.lost(model), "distill"
         return _Trial(model, macs, lost, recovered)
+
+    def _told(self, last: Round) -> str:
+        return f"{last.lost:.2f}" + (f", at most {last.high:.2f}" if self._options.sure else "")
 
     def result(self) -> AutoChannels:
         """What it came to. Raises CheckError if nothing was accepted."""
         rounds, stopped = self.state.rounds, self.state.region.stopped
         if not any(r.accepted for r in rounds):
-            last = f"the last candidate loses {rounds[-1].lost:.2f}; " if rounds else ""
+            last = f"the last candidate loses {self._told(rounds[-1])}; " if rounds else ""
             raise CheckError(
-                f"no channels can go at {self._options.max_drop:g} points of {self._judge.what}: "
+                f"no channels can go at {self._options.max_drop:g} points of {self._held.what}: "
                 f"{last}the search ended with {stopped!r}; allow more, or exclude the layers that "
                 "cost most"
             )
@@ -388,9 +411,9 @@ class _Search:
             macs=(before[1], after[1]),
             params=(before[0], after[0]),
             max_drop=self._options.max_drop,
-            what=self._judge.what,
-            samples=self._judge.samples,
-            top1=self._judge.top1,
+            what=self._held.what,
+            samples=self._held.samples,
+            top1=self._held.top1,
             stopped=stopped,
             skipped=self._skipped,
         )

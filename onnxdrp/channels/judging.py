@@ -18,13 +18,13 @@ from onnxdrp.unit_sensitivity import few
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
 
-__all__ = ["Judge"]
+__all__ = ["HeldOut"]
 
 _SAMPLES = 1000
 
 
-class Judge:
-    """How much a model has lost, and its loss.
+class HeldOut:
+    """How much a model has lost on held-out data, and its loss there.
 
     Args:
         model: the original.

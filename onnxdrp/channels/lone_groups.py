@@ -1,17 +1,16 @@
 """What removing channels of one group alone does: to what its readers give, and to the outputs.
 
-    e(r) = mean over the group's readers of  min |W x - W' x - b|^2 / |W x - mean|^2
+    e(r) = what its readers lose without the channels that go at the rate r, when what is left is
+           fitted again: a share of the variance of what they give (onnxdrp.passes.score_channels)
     rise(r) = s * e(r)               s = (loss with the group at its highest rate - loss) / e there
 
-W' is zero where the columns of removed channels were; what is left is fitted to the reader's own
-output, from moments alone (onnxdrp.pruning_curves), so e is what no repair of that layer makes up
-for. The loss (onnxdrp.label_free_loss) is looked at once for each group, on a few samples, with its
-readers so fitted: at the first of them the model is run on to its outputs (onnxdrp.walk). The slope
-s is at least a tenth of the median of all groups': what is less is by chance.
+The loss (onnxdrp.label_free_loss) is looked at once for each group, on a few samples, with its
+readers fitted to their own outputs (onnxdrp.pruning_curves): at the first of them the model is run
+on to its outputs (onnxdrp.walk). The slope s is at least a tenth of the median of all groups': what
+is less is by chance.
 
 Removing a channel is the same as having nobody read it: makers are left as they are. A reader that
-cannot be fitted (of a ConvTranspose, stored as integers) loses its columns unrepaired, and counts
-in e by the share of |W| that lies there.
+cannot be fitted (of a ConvTranspose, stored as integers) loses its columns unrepaired.
 """
 
 import math
@@ -51,7 +50,7 @@ class Lone:
     """What one group does alone.
 
     Attributes:
-        errors: {rate: what stays wrong at its readers, a share of their variance}.
+        errors: {rate: what its readers lose, as shares of the variance of what they give}.
         slope: by how much the loss rises for each 1 of that.
     """
 
@@ -66,43 +65,20 @@ class Lone:
 
 @dataclass(eq=False)
 class _Probe:
-    """A group: the masks of its readers' weights by rate, and what comes of them.
+    """A group at its highest rate.
 
     Attributes:
-        masks: {rate: {weight: mask}}.
-        changed: {stored tensor: its values at the highest rate}.
+        masks: {weight of a reader: what stays of it}.
+        changed: {stored tensor: its values then}.
     """
 
-    masks: dict[float, dict[str, Mask]]
+    masks: dict[str, Mask]
     changed: dict[str, Array] = field(default_factory=dict)
-    _shares: dict[float, list[float]] = field(default_factory=dict)
-
-    @property
-    def top(self) -> float:
-        """The highest rate."""
-        return max(self.masks)
-
-    def add(self, rate: float, share: float) -> None:
-        """What stays wrong at a weight's layers."""
-        self._shares.setdefault(rate, []).append(min(max(share, 0.0), 1.0))
 
     def leave(self, model: Model, weights: set[str]) -> None:
         """Weights that cannot be fitted just lose their inputs."""
-        for rate, masks in self.masks.items():
-            for name in masks.keys() & weights:
-                own = model.weight(name)
-                kept = masks[name].apply(own)
-                whole = float(np.abs(own, dtype=np.float64).sum())
-                self.add(rate, 1 - float(np.abs(kept, dtype=np.float64).sum()) / (whole or 1.0))
-                if rate == self.top:
-                    self.changed[name] = kept
-
-    def errors(self) -> dict[float, float]:
-        """{rate: the mean over the weights}, never less than at a lower rate."""
-        rates = sorted(self.masks)
-        shares = (self._shares.get(rate, ()) for rate in rates)
-        means = [math.fsum(of) / max(len(of), 1) for of in shares]
-        return dict(zip(rates, np.maximum.accumulate(means).tolist(), strict=True))
+        for name in self.masks.keys() & weights:
+            self.changed[name] = self.masks[name].apply(model.weight(name))
 
 
 def lone_groups(
@@ -110,6 +86,7 @@ def lone_groups(
     float_model: Model,
     channels: Channels,
     removed: Mapping[str, Mapping[float, Sequence[int]]],
+    scores: Mapping[str, Floats],
     reader: DataReader,
     loss: LabelFreeLoss,
     *,
@@ -127,6 +104,8 @@ def lone_groups(
         float_model: that the loss compares it to; has tensors of the same names.
         channels: of the model.
         removed: {group: {rate: its units that go}}.
+        scores: {group: what is lost with each of its units and those that go before it}, of
+            ScoreChannels by the same data.
         reader: the data.
         loss: of the outputs.
         samples: on which the loss is looked at.
@@ -139,15 +118,17 @@ def lone_groups(
     Raises:
         DataError: the reader gives nothing, or an activation is not finite.
     """
-    probes = {
-        name: _Probe(
-            {rate: channels.masks(model, {name: units}, "read") for rate, units in by.items()}
-        )
+    errors = {
+        name: {rate: float(scores[name][list(units)].max()) for rate, units in by.items()}
         for name, by in removed.items()
         if by
     }
+    probes = {
+        name: _Probe(channels.masks(model, {name: removed[name][max(of)]}, "read"))
+        for name, of in errors.items()
+    }
     changed = model.clone()
-    weights = {w for probe in probes.values() for masks in probe.masks.values() for w in masks}
+    weights = {name for probe in probes.values() for name in probe.masks}
 
     def why_not(one: Mended) -> str:
         if one.name not in weights:
@@ -167,7 +148,7 @@ def lone_groups(
                     _fit(one, at, rows, seed, probes.values(), changed, biases)
     some = few(reader, samples, seed)
     rises = _rises({"float": float_model, "now": changed}, channels, probes, some, loss, common)
-    return _with_slopes(probes, dict(rises))
+    return _with_slopes(errors, dict(rises))
 
 
 def _fit(
@@ -179,7 +160,7 @@ def _fit(
     model: Model,
     biases: Mapping[str, str],
 ) -> None:
-    """What stays wrong at the layers of a weight, for each probe that takes inputs from it."""
+    """The layers of a weight without some inputs, for each probe that takes some from it."""
     positions = math.ceil(rows / at.samples)
     taps = {
         i: Tap(use.data, Moments(use.unfolding, positions, seed)) for i, use in enumerate(one.uses)
@@ -189,17 +170,12 @@ def _fit(
     stats, way = centred(one.uses, moments), one.uses[0].unfolding
     matrix = way.matrix(model.weight(one.weight))
     wide = np.asarray(matrix, np.float64)
-    power = float(np.einsum("gmk,gmk->", wide @ stats.xx, wide))
     for probe in probes:
-        for rate, masks in probe.masks.items():
-            if one.name not in masks:
-                continue
-            mended, wrong = fit_to_own(matrix, way.matrix(masks[one.name].keep), stats)
-            probe.add(rate, float(wrong.sum()) / power if power > 0 else 0.0)
-            if rate == probe.top:
-                probe.changed[one.name] = way.weight(mended)
-                lost = wide - np.asarray(mended, np.float64)
-                probe.changed |= made_up(one, lost, moments, model, biases)
+        if one.name in probe.masks:
+            mended, _ = fit_to_own(matrix, way.matrix(probe.masks[one.name].keep), stats)
+            probe.changed[one.name] = way.weight(mended)
+            lost = wide - np.asarray(mended, np.float64)
+            probe.changed |= made_up(one, lost, moments, model, biases)
 
 
 def _rises(
@@ -234,13 +210,12 @@ def _rises(
                 model.exchange(own)
 
 
-def _with_slopes(probes: Mapping[str, _Probe], rises: Mapping[str, float]) -> dict[str, Lone]:
+def _with_slopes(
+    errors: Mapping[str, dict[float, float]], rises: Mapping[str, float]
+) -> dict[str, Lone]:
     """The groups, with slopes that are not less than chance allows."""
-    errors = {name: probe.errors() for name, probe in probes.items()}
     slopes = {
-        name: rises.get(name, 0.0) / errors[name][probe.top]
-        for name, probe in probes.items()
-        if errors[name][probe.top] > 0
+        name: rises.get(name, 0.0) / of[max(of)] for name, of in errors.items() if of[max(of)] > 0
     }
     rising = [slope for slope in slopes.values() if slope > 0]
     least = _LEAST_SLOPE * float(np.median(rising)) if rising else 1.0

@@ -126,7 +126,8 @@ class AutoChannels:
              f"{r.low:.2f} to {r.high:.2f}", r.recovered, f"{r.seconds:.1f}", self._verdict(r))
             for r in self.rounds
         ]  # fmt: skip
-        end = f"ended: {self.stopped}; points are of {self.what} on {self.samples} samples"
+        told = f"points are of {self.what} on the {self.samples} samples that judged"
+        end = f"ended: {self.stopped}; {told}"
         return Text("\n".join([text_table(head, rows), "", end]))
 
     def _verdict(self, r: Round) -> str:

@@ -41,6 +41,7 @@ class Slimming:
             elif "decision" in stats:
                 names = ("pinned", "macs", "params")
                 given = {name: stats[name] for name in names if name in stats}
+                skipped = stats.get("skipped", skipped)
                 return cls(stats["decision"]["channels"], skipped=skipped, **given)
         return None
 

@@ -3,8 +3,8 @@
 By outputs the bar is groups x rates x samples x inference: each choice run through the whole model.
 As the part before a group is shared, less is needed; how much of the bar, the table says. Inference
 is what as many threads take for the same batches, a session of one thread for each, measured before
-and after. The scores, which say in what order channels go, are one walk and linear algebra, whatever
-the number of rates; by moments there is no more to do.
+and after. The scores, which say in what order channels go, are one walk and linear algebra,
+whatever the number of rates; by moments there is no more to do.
 
 Run: python benchmarks/channel_analysis.py --shared FOLDER [--resnet20 FILE] [--resnet56 FILE]
          [--models resnet56,efficientnet_lite0] [--samples 500] [--rates 0.1,...,0.9]

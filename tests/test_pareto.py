@@ -1,7 +1,9 @@
 """A front of sub-networks: the best score for each share of the multiply-adds."""
 
+import dataclasses
 import itertools
 import json
+import math
 import re
 
 import numpy as np
@@ -193,6 +195,20 @@ def test_a_front_comes_back_from_its_file_and_its_points_are_decisions(quick, tm
     path.write_text("{}")
     with pytest.raises(OptionError, match="no front can be read"):
         load_front(path)
+
+
+def test_what_loses_nothing_has_no_score_in_the_file_for_json_has_no_infinity(quick, tmp_path):
+    front = found(points=2)
+    best = dataclasses.replace(front.points[-1], score=math.inf)
+    front = dataclasses.replace(front, points=(*front.points[:-1], best))
+    front.save(path := tmp_path / "front.json")
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    table = json.loads(path.read_text(), parse_constant=refuse)
+    assert table["points"][-1]["score"] is None
+    assert load_front(path) == front
 
 
 def test_a_ratio_takes_the_best_of_those_that_are_small_enough(quick):

@@ -7,6 +7,7 @@ points is a decision (onnxdrp.channels.spec) and gives a static model.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,8 +108,11 @@ class Front:
         return max(small, key=lambda p: (p.measured.order(self.by), -p.macs))
 
     def as_dict(self) -> dict[str, Any]:
-        """As the file has it."""
-        return {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        """As the file has it; a score without a bound is None, since JSON has no infinity."""
+        table = asdict(self)
+        for point in table["points"]:
+            point["score"] = point["score"] if isfinite(point["score"]) else None
+        return {"format": _FORMAT, "version": _VERSION, **table}
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all. Raises ModelError if it cannot be written."""
@@ -158,6 +162,7 @@ def _point(row: dict[str, Any]) -> NetPoint:
     return NetPoint(
         **{
             **row,
+            "score": inf if row["score"] is None else row["score"],
             "setting": {name: tuple(units) for name, units in row["setting"].items()},
             "channels": {
                 name: (before, after) for name, (before, after) in row["channels"].items()

@@ -1,5 +1,6 @@
 """What a search for rates of channels tried, round by round, and what it came to."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -113,7 +114,7 @@ class AutoChannels:
             "removed": {name: list(units) for name, units in self.removed.items()},
             "stopped": self.stopped,
             "skipped": self.skipped,
-            "rounds": [asdict(r) for r in self.rounds],
+            "rounds": [_finite(asdict(r)) for r in self.rounds],
         }
 
     def table(self) -> Text:
@@ -139,3 +140,10 @@ class AutoChannels:
         return self.table()
 
     __repr__ = __str__
+
+
+def _finite(value: Any) -> Any:
+    """With None for what is not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

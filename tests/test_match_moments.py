@@ -271,7 +271,7 @@ def test_batches_and_workers_change_no_bit():
 def test_it_says_what_it_needs():
     with pytest.raises(DataError, match="needs data"):
         MatchMoments().requires(net(), PassContext())
-    with pytest.raises(ModelError, match="run prune-blocks or apply-masks first"):
+    with pytest.raises(ModelError, match="run prune-blocks or remove-channels first"):
         MatchMoments().requires(net(), PassContext(reader=Feeds(images())))
     options = ({"strength": 1.5}, {"most": 0.5}, {"held_out": 1.0}, {"memory_limit": 0})
     for option in options:

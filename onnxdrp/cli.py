@@ -298,7 +298,8 @@ _watching = _options(
                  help="Prove on data that passes which must keep results do."),
     click.option("--reproduce", type=click.Path(), metavar="DIR",
                  help="On failure leave all that replays it in DIR."),
-    click.option("--report", type=click.Path(), metavar="FILE.json", help="Write the report."),
+    click.option("--report", type=click.Path(), metavar="FILE.html|json",
+                 help="Write the report: a page to look at, or its figures."),
 )  # fmt: skip
 _output = _options(
     click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT.onnx"),
@@ -344,10 +345,16 @@ def _check_outputs(
 ) -> None:
     for path in filter(None, (output, report_file, *more)):
         check_output(path, model)
-    if report_file is not None and not str(report_file).endswith(".json"):
+    if report_file is not None and Path(report_file).suffix not in (".html", ".json"):
         raise OptionError(
-            f"--report {report_file}: reports are JSON; name a file that ends in .json"
+            f"--report {report_file}: reports are HTML or JSON; name a file that ends in .html or "
+            ".json"
         )
+
+
+def _write_report(report: "Report", path: str | None) -> None:
+    if path is not None:
+        (report.to_html if Path(path).suffix == ".html" else report.to_json)(path)
 
 
 def _check_plot(path: str | None) -> None:
@@ -490,8 +497,7 @@ def _finish(
     }
     with atomic_write(path.with_name(path.name + ".recipe.toml")) as file:
         file.write(report.recipe.encode())
-    if report_file is not None:
-        report.to_json(report_file)
+    _write_report(report, report_file)
     click.echo(report.to_json() if as_json else report.table())
 
 
@@ -647,8 +653,7 @@ def calibrate(model: str, **options: Any) -> None:
         "samples": report.ranges.samples,
         "peak_rss_mb": report.summary["peak_rss_mb"],
     }
-    if report_file is not None:
-        report.to_json(report_file)
+    _write_report(report, report_file)
     warnings = [f"warning: {warning}" for warning in report.warnings]
     click.echo(report.to_json() if as_json else "\n".join([str(report.ranges), *warnings]))
 
@@ -706,8 +711,8 @@ def sensitivity(model: str, **options: Any) -> None:
             raise OptionError(f"--{name} belongs to --of channels; leave it out")
     _check_plot(plot)
     report = _run("sensitivity", model, output, {**options, "file": output})
-    if report_file is not None:
-        report.to_json(report_file)
+    report.summary = {"input": model, **report.summary}
+    _write_report(report, report_file)
     found: Any = report.sensitivity
     assert found is not None  # it was measured by the last pass
     if plot is not None:
@@ -770,12 +775,12 @@ def pareto(model: str, **options: Any) -> None:
     if options["labels"] is not None and options["by"] != "top-1":
         raise OptionError("--labels belongs to --by top-1; add that, or leave it out")
     report = _run("pareto", model, output, options)
+    report.summary = {"input": model, **report.summary}
     assert report.front is not None  # it was searched for
     report.front.save(output)
     if plot is not None:
         report.front.plot(plot)
-    if report_file is not None:
-        report.to_json(report_file)
+    _write_report(report, report_file)
     shown = report.front
     click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else str(shown.table()))
 
@@ -857,6 +862,22 @@ def _required(reader: "DataReader | None", option: str) -> "DataReader":
     if reader is None:
         raise click.UsageError(f"Missing option '{option}'.")
     return reader
+
+
+@cli.command(name="report")
+@click.argument("file", type=click.Path(), metavar="FILE.json")
+@click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT.html")
+@_debug
+def report_(file: str, output: str) -> None:
+    """Make a page of figures that --report or --json wrote, of any command.
+
+    Example: onnxdrp report report.json -o report.html
+    """
+    from onnxdrp.html import save_html
+    from onnxdrp.report import load_report
+
+    check_output(output, file)
+    click.echo(str(save_html(output, load_report(file))))
 
 
 @cli.command()

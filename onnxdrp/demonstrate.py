@@ -53,7 +53,7 @@ def demonstrate(folder: Path) -> Demonstration:
     """Optimize the bundled classifier and measure it on 1,000 test images.
 
     Args:
-        folder: is created; takes the optimized model, its recipe and the report (JSON).
+        folder: is created; takes the optimized model, its recipe and the report (JSON, HTML).
     """
     from onnxdrp.datareaders import NCHWDataReader, open_reader
 
@@ -75,6 +75,7 @@ def demonstrate(folder: Path) -> Demonstration:
     report.model.save(folder / "optimized.onnx")
     (folder / "recipe.toml").write_text(report.recipe, encoding="utf-8")
     report.to_json(folder / "report.json")
+    report.to_html(folder / "report.html")
     return Demonstration(rows, report, folder)
 
 

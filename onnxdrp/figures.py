@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from onnxdrp.details import describe
 from onnxdrp.evaluation import Accuracy, accuracy, compare_models, paired_difference
 from onnxdrp.masked import masked_copy
 from onnxdrp.memory import peak_rss_mb
@@ -48,11 +49,13 @@ def summarize(
     summary["weight_bytes"] = {"before": before, "after": after}
     if report.slimming is not None:
         summary["compression_rate"] = round(1 - after / max(before, 1), 4)  # as CAC counts it
-    if held_out is not None and {o.name for o in original.outputs} & {
-        o.name for o in model.outputs
-    }:
-        bad: list[BadSample] = []
-        skip = bad.append if skip_bad_samples else None
+    bad: list[BadSample] = []
+    skip = bad.append if skip_bad_samples else None
+    if not {o.name for o in original.outputs} & {o.name for o in model.outputs}:
+        held_out = None  # nothing compares
+    report.details = describe(original, model, ctx, layers, held_out, skip)
+    if held_out is not None:
+        bad.clear()
         comparison = compare_models(original, model, held_out, on_bad=skip).as_dict()
         del comparison["layers"], comparison["outputs"]
         samples = held_out.samples

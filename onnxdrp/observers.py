@@ -273,6 +273,29 @@ class Histogram:
         edges = self.edges
         return Range(max(low, float(edges[first])), min(high, float(edges[last + 1])))
 
+    def sketch(self, parts: int) -> list[int]:
+        """The counts in so many equal parts of [least value, largest]; [] if these are the same.
+
+        A bin that lies in two parts counts where its middle is.
+        """
+        low, high = self.extremes.low, self.extremes.high
+        if not low < high:
+            return []
+        used = np.flatnonzero(self.counts)
+        middles = (used + 0.5 - self.bins) * self.width
+        places = np.clip((middles - low) / (high - low) * parts, 0, parts - 1).astype(np.int64)
+        found = np.zeros(parts, np.int64)
+        np.add.at(found, places, self.counts[used])
+        return list(map(int, found))
+
+    def outside(self, range_: Range) -> float:
+        """The share of the values that lie outside of a range, as far as bins tell."""
+        if not self.extremes.count:
+            return 0.0
+        edges = self.edges
+        beyond = (edges[1:] <= range_.low) | (edges[:-1] >= range_.high)
+        return float(self.counts[beyond].sum(dtype=np.int64) / self.extremes.count)
+
     @staticmethod
     def _place(counts: Counts, p: float) -> int:
         """The bin of the smallest value that p percent of the values do not exceed."""

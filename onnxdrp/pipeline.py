@@ -76,6 +76,8 @@ class PassContext:
         rounds: what a search for channels under a budget tried, from AutoSlim.
         ranges: {tensor name: low and high}, from Calibrate.
         calibration: the same as a file has them: with extremes, counts, method.
+        histograms: {tensor name: {"histogram": counts of its values in equal parts from the least
+            to the largest, "outside": share of them outside of its range}}, if they were counted.
         quantization: {tensor name: scale, zero-point, dtype}.
         reference: the float model, tensor by tensor the one whose weights were rounded; shares all
             weights that are still the same.
@@ -106,6 +108,7 @@ class PassContext:
     ranges: "dict[str, Range]" = field(default_factory=dict)
     quantization: "dict[str, QuantParams]" = field(default_factory=dict)
     calibration: "Ranges | None" = None
+    histograms: dict[str, dict[str, Any]] = field(default_factory=dict)
     reference: "Model | None" = None
     kept_float: dict[str, str] = field(default_factory=dict)
     wide: dict[str, str] = field(default_factory=dict)

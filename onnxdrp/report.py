@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxdrp import __version__
+from onnxdrp.errors import OptionError
 from onnxdrp.files import atomic_write
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from onnxdrp.sparsity_search import Curve
     from onnxdrp.unit_sensitivity import Sensitivity
 
-__all__ = ["Report", "Text", "text_table", "versions"]
+__all__ = ["Report", "Text", "load_report", "plain", "text_table", "versions"]
+
+
+_NUMBERS = re.compile(r"\[\n([-+.,\deE\s]+)\]")  # a list of them over several lines; no str has one
 
 
 class Text(str):
@@ -45,6 +50,7 @@ class Report:
         records: one a pass, in order.
         seconds: wall time of the run.
         summary: figures of the whole (sparsity, MACs, sizes, fidelity), each under a plain name.
+        details: figures of layers, ranges and masks (onnxdrp.details).
         warnings: what the user should know, in words.
         recipe: TOML text that repeats the run, or "".
         masks: {weight name: what stays}, of every weight that was pruned.
@@ -60,6 +66,7 @@ class Report:
     records: "list[PassRecord]"
     seconds: float
     summary: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     recipe: str = ""
     masks: "dict[str, Mask]" = field(default_factory=dict)
@@ -83,6 +90,9 @@ class Report:
             **({} if self.slimming is None else self.slimming.as_dict()),
             **({} if self.curve is None else {"curve": self.curve.as_dict()}),
             **({} if self.rounds is None else {"search": self.rounds.as_dict()}),
+            **({} if self.sensitivity is None else {"sensitivity": self.sensitivity.as_dict()}),
+            **({} if self.front is None else {"front": self.front.as_dict()}),
+            **self.details,
             "passes": [record.as_dict() for record in self.records],
             "warnings": self.warnings,
             "seconds": round(self.seconds, 3),
@@ -92,11 +102,21 @@ class Report:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The report as one JSON object; written to `path` too if that is given."""
-        text = json.dumps(self.as_dict(), indent=2, default=_plain)
+        text = _NUMBERS.sub(_one_line, json.dumps(self.as_dict(), indent=2, default=plain))
         if path is not None:
             with atomic_write(Path(path)) as file:
                 file.write(text.encode() + b"\n")
         return text
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write the report as a page to look at, made of what `to_json` gives (onnxdrp.html).
+
+        Raises:
+            ModelError: the file cannot be written.
+        """
+        from onnxdrp.html import save_html
+
+        return save_html(path, json.loads(self.to_json()))
 
     def table(self) -> Text:
         """A line a pass, then the summary, as text."""
@@ -122,6 +142,23 @@ class Report:
     __repr__ = __str__
 
 
+def load_report(path: str | Path) -> dict[str, Any]:
+    """What `Report.to_json`, or --json of a command, wrote.
+
+    Raises:
+        OptionError: the file cannot be read, or holds no JSON object.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise OptionError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from e
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise OptionError(f"{path}: is no JSON ({e}); give what --report or --json wrote") from e
+    if not isinstance(found, dict):
+        raise OptionError(f"{path}: holds no JSON object; give what --report or --json wrote")
+    return found
+
+
 def text_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns of text: words to the left, figures to the right."""
     cells = [[str(c) for c in row] for row in (head, *rows)]
@@ -135,6 +172,10 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         ).rstrip()
         for row in cells
     )
+
+
+def _one_line(numbers: re.Match[str]) -> str:
+    return f"[{', '.join(numbers[1].replace(',', ' ').split())}]"
 
 
 def _is_number(text: str) -> bool:
@@ -153,7 +194,7 @@ def _figure(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What `json` does not know: numpy scalars and arrays, paths, sets."""
     if hasattr(value, "tolist"):
         return value.tolist()

@@ -38,6 +38,7 @@ Method = Literal["minmax", "mean-minmax", "percentile", "entropy", "mse", "sigma
 _OPTIONS = {"percentile": "percentile", "tails": "percentile", "sigmas": "sigma"}
 _DEFAULT = "mse"  # the figures of all are in the README
 _TOLD = 3  # names or samples in a warning
+_PARTS = 48  # of the histograms that a report shows
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,16 @@ class Calibrate(Pass):
             progress=progress,
         )
         own = [name for name, method in _OPTIONS.items() if method == self.method]
+        ranges = {
+            name: self._range(seen, ctx.target, seen_as.get(name)) for name, seen in found.items()
+        }
+        ctx.histograms = {
+            name: {"histogram": parts, "outside": seen.outside(ranges[name].range)}
+            for name, seen in found.items()
+            if isinstance(seen, Histogram) and (parts := seen.sketch(_PARTS))
+        }
         return Ranges(
-            {
-                name: self._range(seen, ctx.target, seen_as.get(name))
-                for name, seen in found.items()
-            },
+            ranges,
             model="" if model.path is None else model.path.name,
             weights=weights_digest(model),
             target=ctx.target.name,

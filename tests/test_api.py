@@ -288,7 +288,7 @@ def test_the_demo_shows_every_stage(tmp_path, monkeypatch):
     assert rows["pruned + repaired"]["top1"] > rows["pruned"]["top1"] + 30
     assert rows["quantized"]["bytes"] < 0.35 * rows["float"]["bytes"]
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert files == ["optimized.onnx", "recipe.toml", "report.json"]
+    assert files == ["optimized.onnx", "recipe.toml", "report.html", "report.json"]
     assert "all of it" in str(shown)
 
 

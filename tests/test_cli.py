@@ -119,6 +119,25 @@ def test_dump_and_report(net, out, tmp_path):
     assert [p.name for p in out.parent.iterdir() if p.name.startswith(".")] == []
 
 
+def test_reports_are_pages_too(net, out):
+    page = out.with_name("r.html")
+    result = call("prune", net, "-o", out, "--json", "--report", page)
+    assert result.exit_code == 0, result.stderr
+    text = page.read_text()
+    assert text.startswith("<!DOCTYPE html>")
+    assert ">net.onnx</h1>" in text
+    later, again = out.with_name("r.json"), out.with_name("again.html")
+    later.write_text(result.stdout)
+    result = call("report", later, "-o", again)
+    assert (result.exit_code, result.stdout) == (0, f"{again}\n")
+    assert again.read_text() == text  # made of the very figures that --json prints
+    refused(call("report", later, "-o", later), "is the input")
+    refused(call("report", net, "-o", again), "cannot be read")
+    later.write_text('{"what": 1}')
+    refused(call("report", later, "-o", again), "no figures of onnxdrp")
+    refused(call("prune", net, "-o", out, "--report", out.with_name("r.pdf")), ".html or .json")
+
+
 def test_wrong_usage_is_exit_code_2(net, out):
     assert call("optimize", net).exit_code == 2
     assert call("optimize", net, "-o", out, "--method", "magic").exit_code == 2

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from onnxdrp.datareaders import NCHWDataReader as NCHWDataReader
     from onnxdrp.datareaders import NHWCDataReader as NHWCDataReader
     from onnxdrp.datareaders import open_reader as open_reader
+    from onnxdrp.drawing import draw as draw
     from onnxdrp.model import Model as Model
     from onnxdrp.model import load as load
     from onnxdrp.pipeline import Pass as Pass
@@ -58,6 +59,7 @@ _HOMES = {
         "slim",
     ),
     "onnxdrp.datareaders": ("DataReader", "NCHWDataReader", "NHWCDataReader", "open_reader"),
+    "onnxdrp.drawing": ("draw",),
     "onnxdrp.model": ("Model", "load"),
     "onnxdrp.pipeline": ("Pass", "PassContext", "PassManager", "PassResult"),
 }

@@ -801,6 +801,40 @@ def info(model: str, pattern: str | None, as_json: bool) -> None:
 
 
 @cli.command()
+@_model
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="FILE.svg",
+    help="Draw the graph to a file, instead of opening it in Netron.",
+)
+@click.option("--around", metavar="NODE", help="Draw what is near a node.")
+@click.option("--hops", type=click.IntRange(0), help="How far from it [3].")
+@click.option("--color", type=click.Choice(["sparsity", "precision"]), help="What colours say.")
+@click.option("--expand", multiple=True, metavar="SCOPE", help="Open /a/b, where /a/b/c lies.")
+@click.option("--collapse", multiple=True, metavar="SCOPE", help="Draw it as one box.")
+@click.option("--most", type=click.IntRange(1), help="Boxes, as far as scopes allow [150].")
+@click.option("--qdq", is_flag=True, default=None, help="Draw Q and DQ as nodes of their own.")
+@_debug
+def view(model: str, output: str | None, **options: Any) -> None:
+    """Draw a model's graph as SVG, or open it in Netron."""
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if output is None:
+        if given:
+            raise OptionError(f"--{next(iter(given))} is for drawings; give -o FILE.svg")
+        from onnxdrp.viewer import open_netron
+
+        return open_netron(model)
+    from onnxdrp.drawing import draw
+
+    check_output(output, model)
+    drawing = draw(model, **given)
+    click.echo(f"{drawing.save(output)}: {drawing.text}", err=True)
+    return None
+
+
+@cli.command()
 @click.argument("a", type=click.Path())
 @click.argument("b", type=click.Path())
 @click.option("--calib", type=click.Path(), metavar="DATA", help="Images or arrays to run on.")

@@ -14,11 +14,12 @@ import numpy.typing as npt
 import onnx
 
 from onnxdrp.batches import pieces
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import DataError, ModelError
 from onnxdrp.jumps import Jump, find_step, what_is_known
 from onnxdrp.observe import BadSample, Tap, observe
 from onnxdrp.observers import Error, ErrorStats, TopAgreement
-from onnxdrp.report import text_table
+from onnxdrp.report import Text
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -39,8 +40,8 @@ _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 _Z = 1.959964  # two-sided 95 % of the normal distribution
 
 
-@dataclass
-class Comparison:
+@dataclass(repr=False)
+class Comparison(Tabular):
     """How far model b is from model a on the same samples.
 
     Attributes:
@@ -95,15 +96,15 @@ class Comparison:
             ],
         }
 
-    def __str__(self) -> str:
-        rows = [("output", "", name, *_cells(e)) for name, e in self.outputs.items()]
-        rows = [(node, op, tensor, *_cells(e)) for node, op, tensor, e in self.layers] + rows
-        parts = [text_table(("node", "op", "tensor", "SQNR dB", "cosine", "max |error|"), rows)]
+    def table(self) -> Text:
+        """A line a tensor, the outputs last, then the verdict."""
+        rows = [(node, op, tensor, *_cells(e)) for node, op, tensor, e in self.layers]
+        foot = [("output", "", name, *_cells(e)) for name, e in self.outputs.items()]
+        head = ("node", "op", "tensor", "SQNR dB", "cosine", "max |error|")
+        parts: list[Any] = [Table(head, rows, foot)]
         if self.top1_agreement is not None:
-            parts.append(f"top-1 agreement: {100 * self.top1_agreement:.2f} %")
-        return "\n\n".join([*parts, self.verdict] if self.verdict else parts)
-
-    __repr__ = __str__
+            parts += ["", f"top-1 agreement: {100 * self.top1_agreement:.2f} %"]
+        return Shown(*parts, *(("", self.verdict) if self.verdict else ()))
 
 
 def _plain(error: ErrorStats) -> dict[str, float | None]:

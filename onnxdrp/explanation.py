@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxdrp.dataflow import ordered
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.exclusions import Kept
 from onnxdrp.model import Model
 from onnxdrp.operators import Kind
 from onnxdrp.plan import Operand, Plan
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
 
 __all__ = ["Explanation", "NodePlan", "explain_plan"]
 
@@ -50,8 +51,8 @@ class NodePlan:
         }
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Tabular):
     """Every node of a model, in the order in which they are computed.
 
     Attributes:
@@ -79,8 +80,8 @@ class Explanation:
         """A line a node, then what it comes to."""
         rows = [(n.name, n.op, n.kind or "-", n.unit, n.group, n.why) for n in self.nodes]
         found = self.as_dict()
-        lines = [
-            text_table(_HEAD, rows),
+        lines: list[Any] = [
+            Table(_HEAD, rows),
             "",
             f"quantized: {found['quantized_nodes']} of {len(self.nodes)} nodes",
         ]
@@ -89,12 +90,7 @@ class Explanation:
             lines.append(
                 f"tail: {len(self.tail)} nodes, {ends}; exclude-tail none would quantize them"
             )
-        return Text("\n".join([*lines, *(f"note: {note}" for note in self.notes)]))
-
-    def __str__(self) -> str:
-        return self.table()
-
-    __repr__ = __str__
+        return Shown(*lines, *(f"note: {note}" for note in self.notes))
 
 
 def explain_plan(model: Model, plan: Plan, kept: Kept) -> Explanation:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import CheckError, OptionError
 from onnxdrp.memory import peak_since_restart_mb, restart_peak
 from onnxdrp.pipeline import Instrument, Pass, PassContext, PassRecord
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
 from onnxdrp.reproduce import Reproducer, refuse_input_in, replay
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Verify(Instrument):
             check_masks(model, ctx.masks)
 
 
-class Timing(Instrument):
+class Timing(Tabular, Instrument):
     """Measures each pass: fills `record.peak_rss_mb`, and keeps a table of seconds and memory.
 
     Where the system cannot reset the peak (elsewhere than on Linux) the memory is the peak since
@@ -151,11 +152,8 @@ class Timing(Instrument):
             (r.name, f"{r.seconds:.3f}", f"{r.seconds / (total or 1):.0%}", f"{r.peak_rss_mb:.0f}")
             for r in self.records
         ]
-        rows.append(("total", f"{total:.3f}", "", ""))
-        return Text(text_table(("pass", "seconds", "share", "peak MB"), rows))
-
-    __str__ = table
-    __repr__ = table
+        head, foot = ("pass", "seconds", "share", "peak MB"), [("total", f"{total:.3f}", "", "")]
+        return Shown(Table(head, rows, foot))
 
 
 class Equivalence(Instrument):

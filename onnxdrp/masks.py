@@ -121,6 +121,13 @@ class Mask:
     def __repr__(self) -> str:
         return f"Mask(shape={self.shape}, keeps {self.count} of {self.size})"
 
+    def _repr_html_(self) -> str:
+        from onnxdrp.display import Shown
+        from onnxdrp.pictures import heat_map, runs
+
+        pictures = (heat_map(self), runs(self)) if self.size else ()
+        return Shown(repr(self), *pictures)._repr_html_()
+
 
 def dead_outputs(keep: Array, output_axis: int = 0) -> npt.NDArray[np.intp]:
     """The indices of the outputs left without any weight, from a keep array or a pruned weight."""

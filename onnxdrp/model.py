@@ -10,6 +10,8 @@ import copy
 import hashlib
 import heapq
 import logging
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ from onnxdrp.weights import Weight, Weights, refer, take_in, tensors
 if TYPE_CHECKING:
     import onnxruntime
 
+    from onnxdrp.report import Text
+
 __all__ = ["Model", "TensorInfo", "load", "reads"]
 
 Array = npt.NDArray[Any]
@@ -45,13 +49,15 @@ class TensorInfo:
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...] | None
 
+    @property
+    def dims(self) -> str:
+        """The shape as text; "?" stands for what is unknown."""
+        if self.shape is None:
+            return "[?]"
+        return f"[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+
     def __str__(self) -> str:
-        shape = (
-            "?"
-            if self.shape is None
-            else ", ".join("?" if d is None else str(d) for d in self.shape)
-        )
-        return f"{self.name!r} [{shape}] {self.dtype}"
+        return f"{self.name!r} {self.dims} {self.dtype}"
 
 
 class _Stored(LazyValues):  # type: ignore[misc]
@@ -261,6 +267,32 @@ class Model:
     def _names(self) -> set[str]:
         graphs = [self.graph, *self.graph.subgraphs(recursive=True)]
         return {t for g in graphs for t in g.tensors()} | {n.name for g in graphs for n in g.nodes}
+
+    def __repr__(self) -> str:
+        name = "Model" if self.path is None else f"Model {self.path.name!r}"
+        stored = [math.prod(t.shape) for t in self._stored().values()]
+        return (
+            f"<{name}, opset {self.opset}: {len(self.graph.nodes):,} nodes, "
+            f"{sum(stored):,} stored values in {len(stored):,} tensors>"
+        )
+
+    def table(self) -> "Text":
+        """What it is in a line, its inputs and outputs, how many nodes of each operator."""
+        from onnxdrp.display import Shown, Table
+
+        ends = [("input", t) for t in self.inputs] + [("output", t) for t in self.outputs]
+        rows = [(kind, t.name, str(t.dtype), t.dims) for kind, t in ends]
+        operators = Counter(node.op for node in self.graph.nodes).most_common()
+        return Shown(
+            repr(self), "", Table(("", "name", "dtype", "shape"), rows),
+            "", Table(("operator", "nodes"), operators),
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
     # ---------------------------------------------------------------------------------- the weights
 

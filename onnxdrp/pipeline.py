@@ -198,6 +198,11 @@ class PassRecord:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        from onnxdrp.display import Shown, facts
+
+        return Shown(str(self).partition("\n")[0], *facts(self.stats))._repr_html_()
+
 
 class Instrument:
     """Watches passes from outside; the last to see `before` is the first to see `after`.

@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from onnxdrp import __version__
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import OptionError
 from onnxdrp.files import atomic_write
 from onnxdrp.options import convert, near
 from onnxdrp.quantization import Range
-from onnxdrp.report import text_table
+from onnxdrp.report import Text
 from onnxdrp.selectors import select
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ class TensorRange:
         )
 
 
-@dataclass
-class Ranges:
+@dataclass(repr=False)
+class Ranges(Tabular):
     """What a `ranges.json` holds.
 
     Attributes:
@@ -158,15 +159,14 @@ class Ranges:
         self.tensors |= edited
         return names
 
-    def __str__(self) -> str:
+    def table(self) -> Text:
+        """A line a tensor."""
         head = ("tensor", "low", "high", "min", "max", "values")
         rows = [
             (name, *(_cell(v) for v in (t.low, t.high, t.min, t.max)), _cell(t.count))
             for name, t in self.tensors.items()
         ]
-        return text_table(head, rows)
-
-    __repr__ = __str__
+        return Shown(Table(head, rows))
 
 
 def _cell(value: float | None) -> str:

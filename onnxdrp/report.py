@@ -40,6 +40,11 @@ class Text(str):
     def __repr__(self) -> str:
         return str(self)
 
+    def _repr_html_(self) -> str:
+        from onnxdrp.display import Shown  # which needs this module
+
+        return Shown(self)._repr_html_()
+
 
 @dataclass
 class Report:
@@ -120,26 +125,29 @@ class Report:
 
     def table(self) -> Text:
         """A line a pass, then the summary, as text."""
+        from onnxdrp.display import Shown, Table  # which needs this module
+
         rows = [
             (f"{r.index:03d}", r.name, f"{r.nodes[0]} -> {r.nodes[1]}", r.weights["changed"],
              f"{r.bytes[1]:,}", f"{r.seconds:.2f}")
             for r in self.records
         ]  # fmt: skip
-        lines = [
-            text_table(("#", "pass", "nodes", "weights changed", "bytes", "seconds"), rows),
-            "",
-        ]
+        head = ("#", "pass", "nodes", "weights changed", "bytes", "seconds")
+        lines: list[Any] = [Table(head, rows), ""]
         lines += [] if self.curve is None else [self.curve.table(), ""]
         lines += [] if self.rounds is None else [self.rounds.table(), ""]
         lines += [] if self.slimming is None else [self.slimming.table(), ""]
         lines += [f"{name}: {_figure(value)}" for name, value in self.summary.items()]
         lines += [f"warning: {w}" for w in self.warnings]
-        return Text("\n".join(lines))
+        return Shown(*lines)
 
     def __str__(self) -> str:
         return self.table()
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
 def load_report(path: str | Path) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import CheckError, OptionError
 from onnxdrp.files import atomic_write
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
 
 if TYPE_CHECKING:
     from onnxdrp.model import Model
@@ -65,8 +66,8 @@ class Point:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Curve:
+@dataclass(frozen=True, repr=False)
+class Curve(Tabular):
     """All rates that were measured, and which of them is the highest that holds.
 
     Attributes:
@@ -122,10 +123,7 @@ class Curve:
              "taken" if p is best else "holds" if self.holds(p) else "loses too much")
             for p in self.points
         ]  # fmt: skip
-        return Text(text_table(head, rows))
-
-    def __str__(self) -> str:
-        return self.table()
+        return Shown(Table(head, rows))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.cycles import cycles_b, cycles_c
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.geometry import to_slabs
 from onnxdrp.layers import Layer, layers
 from onnxdrp.macs import Shape, shape_text
@@ -20,7 +21,7 @@ from onnxdrp.model import Model
 from onnxdrp.patterns import parse_pattern
 from onnxdrp.pipeline import PassContext
 from onnxdrp.refusals import refusals
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
 
 __all__ = ["LayerSummary", "Summary", "summarize_layers"]
 
@@ -87,8 +88,8 @@ class LayerSummary:
         }
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(Tabular):
     """The layers of a model and their totals.
 
     Attributes:
@@ -146,20 +147,15 @@ class Summary:
         """The table as text: a line a layer, then the total."""
         total = self.as_dict()["total"]
         rows = [_cells(row.as_dict()) for row in self.layers]
-        rows.append(_cells({**total, "name": "total"}))
-        lines = [text_table(_HEAD, rows), "", _NOTE]
+        foot = [_cells({**total, "name": "total"})]
+        lines: list[Any] = [Table(_HEAD, rows, foot), "", _NOTE]
         if self.uncounted:
             name, why = next(iter(self.uncounted.items()))
             lines.append(
                 f"multiply-adds of {len(self.uncounted)} layers are not counted ({name}: {why}); "
                 "give the inputs fixed shapes"
             )
-        return Text("\n".join(lines))
-
-    def __str__(self) -> str:
-        return self.table()
-
-    __repr__ = __str__
+        return Shown(*lines)
 
     @staticmethod
     def _once(rows: Iterable[LayerSummary]) -> Iterable[LayerSummary]:

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 from onnxdrp.batches import static_batch
 from onnxdrp.checkpoint import add_samples
 from onnxdrp.datareaders.batching import count, split
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.executing import available_cores, in_order, own_or_threads
 from onnxdrp.fidelity import Error
 from onnxdrp.files import atomic_write, read_json
 from onnxdrp.layers import layers
 from onnxdrp.pipeline import PassContext
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
 from onnxdrp.segments import Segment, Segments
 from onnxdrp.units import Part, Runner, Unit, Units
 from onnxdrp.walk import walk
@@ -96,8 +97,8 @@ def noise_power(decibels: float | None) -> float:
     return 0.0 if decibels is None else float(10 ** (-decibels / 10))
 
 
-@dataclass
-class Sensitivity:
+@dataclass(repr=False)
+class Sensitivity(Tabular):
     """What each unit costs.
 
     Attributes:
@@ -137,12 +138,7 @@ class Sensitivity:
             f"{self.target}, {self.samples} samples"
         )
         more = [] if self.complete else ["interrupted: units are missing; the same call goes on"]
-        return Text("\n".join([text_table(_HEAD, rows), "", note, *more]))
-
-    def __str__(self) -> str:
-        return self.table()
-
-    __repr__ = __str__
+        return Shown(Table(_HEAD, rows), "", note, *more)
 
 
 def _db(value: float | None) -> str:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnxdrp.channels.candidates import By, SubnetScore
 from onnxdrp.channels.groups import channels_of
 from onnxdrp.channels.spec import ChannelSpec
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import OptionError
 from onnxdrp.files import atomic_write, read_json
 from onnxdrp.passes.removing import remove
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
 
 if TYPE_CHECKING:
     from onnxdrp.model import Model
@@ -64,8 +65,8 @@ class NetPoint:
         return ChannelSpec(self.structure, self.setting, self.channels)
 
 
-@dataclass(frozen=True)
-class Front:
+@dataclass(frozen=True, repr=False)
+class Front(Tabular):
     """Sub-networks none of which is worse than another in both.
 
     Attributes:
@@ -141,10 +142,7 @@ class Front:
              "-" if p.latency is None else f"{p.latency:.2f}")
             for p in self.points
         ]  # fmt: skip
-        return Text(text_table(head, rows))
-
-    def __str__(self) -> str:
-        return self.table()
+        return Shown(Table(head, rows))
 
 
 def load_front(path: str | Path) -> Front:

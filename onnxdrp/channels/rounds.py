@@ -4,8 +4,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.model import Model
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
 
 __all__ = ["AutoChannels", "Round"]
 
@@ -53,8 +54,8 @@ class Round:
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
-class AutoChannels:
+@dataclass(frozen=True, eq=False, repr=False)
+class AutoChannels(Tabular):
     """What the search came to.
 
     Attributes:
@@ -129,17 +130,12 @@ class AutoChannels:
         ]  # fmt: skip
         told = f"points are of {self.what} on the {self.samples} samples that judged"
         end = f"ended: {self.stopped}; {told}"
-        return Text("\n".join([text_table(head, rows), "", end]))
+        return Shown(Table(head, rows), "", end)
 
     def _verdict(self, r: Round) -> str:
         if r.same_as:
             return f"as round {r.same_as}"
         return "taken" if r is self.best else "accepted" if r.accepted else "loses too much"
-
-    def __str__(self) -> str:
-        return self.table()
-
-    __repr__ = __str__
 
 
 def _finite(value: Any) -> Any:

@@ -12,8 +12,9 @@ from typing import Any
 
 from onnxdrp.channels.candidates import By, Judge, Known, SubnetScore
 from onnxdrp.channels.subnets import Subnet, Subnets
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import OptionError
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
 
 __all__ = ["Search", "Try", "search_channels"]
 
@@ -33,8 +34,8 @@ class Try:
     score: SubnetScore
 
 
-@dataclass(frozen=True)
-class Search:
+@dataclass(frozen=True, repr=False)
+class Search(Tabular):
     """What was tried.
 
     Attributes:
@@ -71,10 +72,7 @@ class Search:
              _text(t.score.sqnr_db, 2), _text(t.score.top1, 2))
             for t in ranked
         ]  # fmt: skip
-        return Text(text_table(head, rows))
-
-    def __str__(self) -> str:
-        return self.table()
+        return Shown(Table(head, rows))
 
 
 def _text(value: float | None, digits: int) -> str:

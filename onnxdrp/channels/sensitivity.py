@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.channels.groups import Channels
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import OptionError
 from onnxdrp.files import atomic_write, read_json
 from onnxdrp.layers import layers
 from onnxdrp.model import Model
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
 
 __all__ = ["ChannelSensitivity", "graph_print", "load_channel_sensitivity"]
 
@@ -37,8 +38,8 @@ _FORMAT, _VERSION = "onnxdrp-channel-sensitivity", 2
 _NOTHING = 1e-5  # of the base, in AMD's drop
 
 
-@dataclass
-class ChannelSensitivity:
+@dataclass(repr=False)
+class ChannelSensitivity(Tabular):
     """A score for each group and rate.
 
     Attributes:
@@ -129,12 +130,7 @@ class ChannelSensitivity:
         )
         more = [] if self.complete else ["interrupted: scores are missing; the same call goes on"]
         head = ("group", *(f"{rate:g}" for rate in rates))
-        return Text("\n".join([text_table(head, rows), "", note, *more]))
-
-    def __str__(self) -> str:
-        return self.table()
-
-    __repr__ = __str__
+        return Shown(Table(head, rows), "", note, *more)
 
 
 def graph_print(model: Model, channels: Channels) -> str:

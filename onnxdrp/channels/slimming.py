@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from onnxdrp.report import Text, text_table
+from onnxdrp.display import Shown, Table, Tabular
+from onnxdrp.report import Text
 
 if TYPE_CHECKING:
     from onnxdrp.pipeline import PassRecord
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["Slimming"]
 
 
-@dataclass(frozen=True)
-class Slimming:
+@dataclass(frozen=True, repr=False)
+class Slimming(Tabular):
     """The widths of layers before and after.
 
     Attributes:
@@ -58,7 +59,7 @@ class Slimming:
     def table(self) -> Text:
         """A line a layer that lost channels, then the layers that stay whole, by reason."""
         rows = [(name, a, b, f"{b / a:.3f}") for name, (a, b) in self.channels.items()]
-        lines = [text_table(("layer", "channels", "left", "share"), rows)] if rows else []
+        lines: list[Any] = [Table(("layer", "channels", "left", "share"), rows)] if rows else []
         whys: dict[str, list[str]] = {}
         for name, why in {**self.skipped, **self.pinned}.items():
             whys.setdefault(why, []).append(name)
@@ -68,9 +69,4 @@ class Slimming:
         sizes = {"multiply-adds": self.macs, "parameters": self.params}
         told = [f"{a:,} -> {b:,} {name}" for name, (a, b) in sizes.items() if a and b is not None]
         lines += ["", ", ".join(told)] if told else []
-        return Text("\n".join(lines))
-
-    def __str__(self) -> str:
-        return self.table()
-
-    __repr__ = __str__
+        return Shown(*lines)

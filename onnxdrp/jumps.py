@@ -13,7 +13,7 @@ comes after it often falls because of it.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +21,19 @@ import onnx_graphsurgeon as gs
 
 from onnxdrp.dataflow import ordered
 from onnxdrp.fidelity import ErrorStats
+from onnxdrp.grids import find_rounding, stored_values
 from onnxdrp.model import reads
 from onnxdrp.moments import ChannelMoments
 from onnxdrp.observe import BadSample, Tap, observe
 from onnxdrp.observers import Histogram
 from onnxdrp.operators import WeightUse, weight_use
-from onnxdrp.quantization import DType, QuantParams, Range, dequantize
+from onnxdrp.quantization import Range
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
     from onnxdrp.model import Model
 
-__all__ = ["Jump", "find_step", "what_is_known"]
+__all__ = ["Jump", "find_step", "outputs_behind", "what_is_known"]
 
 Array = npt.NDArray[Any]
 
@@ -96,9 +97,8 @@ def find_step(model: "Model", errors: Mapping[str, ErrorStats]) -> Jump | None:
         errors: {tensor: its error}, of all that were compared, outputs among them.
     """
     nodes = ordered(model.nodes())
-    outputs = {o.name for o in model.outputs}
     before, made = _before(model, nodes, errors)
-    behind = _behind(nodes, errors, outputs)
+    behind = outputs_behind(model, errors)
     falls = {
         t: min(before[t], _FINE) - max(errors[t].sqnr_db, behind.get(t, math.inf)) for t in before
     }
@@ -142,12 +142,10 @@ def _before(
     return before, made
 
 
-def _behind(
-    nodes: Sequence[gs.Node], errors: Mapping[str, ErrorStats], outputs: set[str]
-) -> dict[str, float]:
+def outputs_behind(model: "Model", errors: Mapping[str, ErrorStats]) -> dict[str, float]:
     """{tensor: SQNR of the worst output that is made from it}."""
-    behind = {name: errors[name].sqnr_db for name in outputs if name in errors}
-    for node in reversed(nodes):
+    behind = {o.name: errors[o.name].sqnr_db for o in model.outputs if o.name in errors}
+    for node in reversed(ordered(model.nodes())):
         found = [behind[t.name] for t in node.outputs if t.name in behind]
         for tensor in reads(node):
             behind[tensor.name] = min([behind.get(tensor.name, math.inf), *found])
@@ -206,7 +204,7 @@ def _weights(a: "Model", b: "Model", use: WeightUse) -> list[str]:
     if other is None or len(other.inputs) <= use.weight:
         return []
     weight = a.constant(mine.inputs[use.weight])
-    rounded, by_tensor = _stored(b, other.inputs[use.weight])
+    rounded, grid = stored_values(b, other.inputs[use.weight])
     if weight is None or rounded is None or rounded.shape != weight.shape:
         return []
     found = []
@@ -215,46 +213,16 @@ def _weights(a: "Model", b: "Model", use: WeightUse) -> list[str]:
     decibels = 10 * math.log10(signal / noise) if noise and signal else math.inf
     if decibels < _POOR:
         found.append(f"its weights are {decibels:.1f} dB from those of the reference")
-    if by_tensor and use.axis is not None:
+    if grid is not None and grid.axis is None and use.axis is not None:
         others = tuple(i for i in range(weight.ndim) if i != use.axis)
         found += _spread(np.abs(wide).max(axis=others), "its weight")
     return found
 
 
-def _stored(model: "Model", tensor: gs.Tensor) -> tuple[Array | None, bool]:
-    """The values of a weight, dequantized; and whether all have one scale."""
-    values = model.constant(tensor)
-    if values is not None or not tensor.inputs or tensor.inputs[0].op != "DequantizeLinear":
-        return values, False
-    node = tensor.inputs[0]
-    codes = model.constant(node.inputs[0])
-    params = _params(model, node)
-    if codes is None or params is None or codes.dtype.name != params.dtype:
-        return None, False
-    return dequantize(codes, params), params.axis is None
-
-
-def _params(model: "Model", node: gs.Node) -> QuantParams | None:
-    """Of a QuantizeLinear or DequantizeLinear; None where they are computed or by blocks."""
-    if len(node.inputs) < 3 or not node.inputs[2].name:
-        return None
-    scale, zero = (model.constant(t) for t in node.inputs[1:3])
-    if scale is None or zero is None or scale.ndim > 1 or scale.dtype != np.float32:
-        return None
-    dtype = next((d for d in get_args(DType) if d == zero.dtype.name), None)
-    axis = node.attrs.get("axis", 1) if scale.ndim else None
-    return None if dtype is None else QuantParams(scale, zero, dtype, axis)
-
-
 def _interval(model: "Model", tensor: str) -> Range | None:
     """What a tensor is quantized to can represent; None if it is not quantized."""
-    for node in model.nodes("QuantizeLinear"):
-        into = node.inputs[0].name == tensor
-        out = any(t.name == tensor for q in node.outputs[0].outputs for t in q.outputs)
-        params = _params(model, node) if into or out else None
-        if params is not None and params.axis is None:
-            return params.interval
-    return None
+    found = find_rounding(model, tensor)
+    return found.params.interval if found is not None and found.params.axis is None else None
 
 
 def _values(seen: Histogram, interval: Range | None) -> list[str]:

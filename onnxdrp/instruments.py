@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import CheckError, OptionError
 from onnxdrp.memory import peak_since_restart_mb, restart_peak
-from onnxdrp.pipeline import Instrument, Pass, PassContext, PassRecord
+from onnxdrp.pipeline import Ends, Instrument, Pass, PassContext, PassRecord
 from onnxdrp.report import Text
 from onnxdrp.reproduce import Reproducer, refuse_input_in, replay
 
@@ -29,6 +29,7 @@ __all__ = [
     "Equivalence",
     "Progress",
     "Reproducer",
+    "Snapshots",
     "Timing",
     "Verify",
     "replay",
@@ -82,6 +83,28 @@ class Dump(Instrument):
                     f"{self.folder}: holds {path.name!r}, which no dump wrote; name an empty folder"
                 )
         return names
+
+
+class Snapshots(Instrument):
+    """Keeps the model before and after each pass, so that `record.diff` can tell what it did.
+
+    Weights are shared: what it costs is the graphs, and the weights that passes have replaced.
+    """
+
+    def __init__(self) -> None:
+        self._before: Model | None = None
+
+    def start(self, passes: Sequence[Pass], model: "Model", ctx: PassContext) -> None:
+        """Keep the model that came in."""
+        self._before = model.clone()
+
+    def after(
+        self, index: int, step: Pass, model: "Model", ctx: PassContext, record: PassRecord
+    ) -> None:
+        """Keep the model, and give both to the record."""
+        assert self._before is not None  # `start` was called
+        after = model.clone()  # even if the pass says that it did nothing
+        record.ends, self._before = Ends(step, self._before, after), after
 
 
 class Verify(Instrument):

@@ -5,6 +5,7 @@ other stands in the tables of `PassContext`, keyed by tensor name. Whatever watc
 checks, timing) is an `Instrument`, outside of them.
 """
 
+import copy
 import dataclasses
 import logging
 import time
@@ -12,9 +13,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onnxdrp.errors import OnnxDrpError, PassError
+from onnxdrp.errors import OnnxDrpError, OptionError, PassError
 from onnxdrp.report import Report
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from onnxdrp.channels.rounds import AutoChannels
     from onnxdrp.channels.sensitivity import ChannelSensitivity
     from onnxdrp.datareaders import DataReader
+    from onnxdrp.diff import Diff
     from onnxdrp.masks import Mask
     from onnxdrp.model import Model
     from onnxdrp.quantization import QuantParams, Range
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from onnxdrp.targets import Target
     from onnxdrp.unit_sensitivity import Sensitivity
 
-__all__ = ["Instrument", "Pass", "PassContext", "PassManager", "PassRecord", "PassResult"]
+__all__ = ["Ends", "Instrument", "Pass", "PassContext", "PassManager", "PassRecord", "PassResult"]
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +121,22 @@ class PassContext:
     executor: "Executor | None" = None
     workers: int | None = None
 
+    def copy(self) -> "PassContext":
+        """The context as it is now, whatever passes do next; entries of tables are shared.
+
+        Models in it are cloned, so that their weights are shared, too.
+        """
+        from onnxdrp.model import Model
+
+        clones: dict[int, Model] = {}
+        found: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                found[name] = copy.copy(value)
+            elif isinstance(value, Model):
+                found[name] = clones.setdefault(id(value), value.clone())
+        return dataclasses.replace(self, **found)
+
 
 def _generic() -> "Target":
     from onnxdrp.targets import load_target
@@ -156,6 +175,15 @@ class Pass(ABC):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Ends:
+    """A pass, and the model before and after it; the models share weights, and are not edited."""
+
+    step: Pass
+    before: "Model"
+    after: "Model"
+
+
 @dataclass
 class PassRecord:
     """What one pass did, for reports and for the cell of a notebook that steps through passes.
@@ -167,6 +195,7 @@ class PassRecord:
         bytes: of all stored tensors, before and after.
         seconds: of the pass alone, instruments not counted.
         peak_rss_mb: peak resident memory while it ran; filled by the Timing instrument.
+        ends: the model before and after it; kept by the Snapshots instrument.
     """
 
     index: int
@@ -180,10 +209,29 @@ class PassRecord:
     bytes: tuple[int, int] = (0, 0)
     seconds: float = 0.0
     peak_rss_mb: float | None = None
+    ends: "Ends | None" = field(default=None, compare=False)
+
+    @cached_property
+    def diff(self) -> "Diff":
+        """What the pass did to graph and weights, found when it is first asked for.
+
+        Raises OptionError where the models were not kept: they are by the Snapshots instrument, and
+        in a trace (onnxdrp.debug).
+        """
+        from onnxdrp.diff import find_diff
+
+        if self.ends is None:
+            raise OptionError(
+                f"{self.name}: the models before and after it were not kept; run it under the "
+                "instrument Snapshots, or in onnxdrp.debug"
+            )
+        return find_diff(self.ends.step, self.ends.before, self.ends.after)
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON shows of it."""
-        return dataclasses.asdict(self)
+        shown = dataclasses.asdict(dataclasses.replace(self, ends=None))
+        del shown["ends"]
+        return shown
 
     def __str__(self) -> str:
         changes = [f"{op} {n:+d}" for op, n in sorted(self.operators.items())]
@@ -239,8 +287,15 @@ class PassManager:
         self.passes = tuple(passes)
         self.instruments = tuple(instruments)
 
-    def steps(self, model: "Model", ctx: PassContext | None = None) -> Iterator[PassRecord]:
-        """Run one pass a turn and yield its record: the debugger of notebooks.
+    def steps(
+        self, model: "Model", ctx: PassContext | None = None, first: int = 0
+    ) -> Iterator[PassRecord]:
+        """Run one pass a turn and yield its record.
+
+        Args:
+            model: is edited.
+            ctx: of the run.
+            first: the number of the pass to begin with, where those before it have run already.
 
         Raises:
             PassError: a pass or a check failed; names it and those that ran before; chained to the
@@ -249,7 +304,7 @@ class PassManager:
         ctx = ctx if ctx is not None else PassContext()
         for instrument in self.instruments:
             instrument.start(self.passes, model, ctx)
-        for index, step in enumerate(self.passes):
+        for index, step in enumerate(self.passes[first:], first):
             yield self._step(index, step, model, ctx)
 
     def run(self, model: "Model", ctx: PassContext | None = None) -> Report:

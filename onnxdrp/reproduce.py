@@ -1,13 +1,12 @@
 """What replays a failure, in one folder: the model before it, the passes, the context."""
 
-import dataclasses
 import json
 import logging
 import shlex
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxdrp.errors import OnnxDrpError, OptionError
 from onnxdrp.pipeline import Instrument, Pass, PassContext, PassManager
@@ -61,8 +60,7 @@ class Reproducer(Instrument):
     def before(self, index: int, step: Pass, model: "Model", ctx: PassContext) -> None:
         """Keep the model and the tables as they are; weights and entries are shared."""
         self._model = model.clone()
-        tables: dict[str, Any] = {n: dict(t) for n, t in vars(ctx).items() if isinstance(t, dict)}
-        self._ctx = dataclasses.replace(ctx, **tables)
+        self._ctx = ctx.copy()
 
     def failed(
         self, index: int, step: Pass, model: "Model", ctx: PassContext, error: Exception

@@ -16,6 +16,7 @@ if (Path(__file__).parents[1] / "setup.cfg").is_file():
 if TYPE_CHECKING:
     from onnxdrp.api import calibrate as calibrate
     from onnxdrp.api import compare as compare
+    from onnxdrp.api import debug as debug
     from onnxdrp.api import evaluate as evaluate
     from onnxdrp.api import evaluate_detection as evaluate_detection
     from onnxdrp.api import explain as explain
@@ -45,6 +46,7 @@ _HOMES = {
     "onnxdrp.api": (
         "calibrate",
         "compare",
+        "debug",
         "evaluate",
         "evaluate_detection",
         "explain",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onnxdrp.channels.choosing import ChannelScores
     from onnxdrp.channels.rounds import AutoChannels
     from onnxdrp.datareaders import DataReader
+    from onnxdrp.debugging import Trace
     from onnxdrp.detection import DetectionScore
     from onnxdrp.evaluation import Accuracy, Comparison
     from onnxdrp.exclusions import TailMode
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "calibrate",
     "compare",
+    "debug",
     "evaluate",
     "evaluate_detection",
     "explain",
@@ -96,26 +98,10 @@ class _Job:
 
     def run(self, passes: Sequence[Pass]) -> Report:
         """Run the passes and add to the report what the whole came to."""
-        from onnxdrp.datareaders import count, split
         from onnxdrp.figures import summarize
-        from onnxdrp.passes import AutoSlim, Distill
         from onnxdrp.recipe import dump_recipe
 
-        original = self.model.clone()
-        reader, judged = self.calibration, None
-        if reader is not None and any(isinstance(p, Distill) for p in passes) and count(reader) > 1:
-            reader, judged = split(reader, DISTILL_HELD_OUT, seed=self.seed)
-        if self.labelled is not None and any(isinstance(p, AutoSlim) for p in passes):
-            judged = self.labelled
-        ctx = PassContext(
-            reader=reader,
-            held_out=judged,
-            target=self.target,
-            seed=self.seed,
-            checkpoint=self.checkpoint,
-            executor=self.executor,
-            workers=self.workers,
-        )
+        original, ctx = self.model.clone(), self.context(passes)
         report = PassManager(passes, self.instruments).run(self.model, ctx)
         report.recipe = dump_recipe(
             [step.as_run(r.stats) for step, r in zip(passes, report.records, strict=True)],
@@ -145,6 +131,26 @@ class _Job:
         if ctx.rounds is not None:
             _tell_apart(report, ctx.rounds, self.labelled is None)
         return report
+
+    def context(self, passes: Sequence[Pass]) -> PassContext:
+        """What the first of these passes is to find."""
+        from onnxdrp.datareaders import count, split
+        from onnxdrp.passes import AutoSlim, Distill
+
+        reader, judged = self.calibration, None
+        if reader is not None and any(isinstance(p, Distill) for p in passes) and count(reader) > 1:
+            reader, judged = split(reader, DISTILL_HELD_OUT, seed=self.seed)
+        if self.labelled is not None and any(isinstance(p, AutoSlim) for p in passes):
+            judged = self.labelled
+        return PassContext(
+            reader=reader,
+            held_out=judged,
+            target=self.target,
+            seed=self.seed,
+            checkpoint=self.checkpoint,
+            executor=self.executor,
+            workers=self.workers,
+        )
 
 
 def _tell_apart(report: Report, rounds: "AutoChannels", unseen: bool) -> None:
@@ -1485,18 +1491,76 @@ def run(
     Raises:
         OnnxDrpError: the model, the recipe or the data cannot be used; PassError if a pass failed.
     """
+    steps, job = _recipe_job(
+        *(model, recipe, calib, data, target, seed, instruments, activation_zeropoint),
+        workers=workers,
+        executor=executor,
+        checkpoint=checkpoint,
+    )
+    return job.run(steps)
+
+
+def debug(
+    model: "Model | Path_",
+    recipe: "Path_ | Sequence[Pass]",
+    reader: Any = None,
+    *,
+    data: Any = None,
+    target: "str | Path | Target | None" = None,
+    activation_zeropoint: bool | None = None,
+    seed: int | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> "Trace":
+    """A trace of what `run` does with the same arguments, pass by pass: back, again, another way.
+
+    Nothing has run when it is returned, and the model that is given stays as it is. As in `run`, a
+    part of the reader's samples is held back unless there is `data`; errors are measured on what
+    was held back, or on `data`.
+
+    Args:
+        model: a Model or a path.
+        recipe: a TOML file, or passes.
+        reader: the calibration data: a reader, or what `onnxdrp.datareaders.open_reader` opens.
+        data: other data to measure errors on.
+        target: as for `run`.
+        activation_zeropoint: as for `run`.
+        seed: as for `run`.
+        instruments: called around each pass.
+
+    Raises:
+        OnnxDrpError: the model, the recipe or the data cannot be used.
+    """
+    from onnxdrp.debugging import Trace
+
+    steps, job = _recipe_job(
+        model, recipe, reader, data, target, seed, instruments, activation_zeropoint
+    )
+    return Trace(steps, job.model, job.context(steps), reader=job.held_out, instruments=instruments)
+
+
+def _recipe_job(
+    model: "Model | Path_",
+    recipe: "Path_ | Sequence[Pass]",
+    calib: Any,
+    data: Any,
+    target: "str | Path | Target | None",
+    seed: int | None,
+    instruments: Sequence[Instrument],
+    activation_zeropoint: bool | None,
+    **running: Any,
+) -> tuple[Sequence[Pass], _Job]:
+    """The passes of a recipe, and the job that runs them; what is None is as the recipe has it."""
     from onnxdrp.recipe import Recipe, load_recipe
 
     steps = load_recipe(recipe) if isinstance(recipe, str | Path) else Recipe(recipe)
     target = target if target is not None else steps.target or "generic"
     seed = seed if seed is not None else steps.seed or 0
-    running: dict[str, Any] = {"workers": workers, "executor": executor, "checkpoint": checkpoint}
     if activation_zeropoint is None:
         activation_zeropoint = bool(steps.activation_zeropoint)
     running["activation_zeropoint"] = activation_zeropoint
     skip = any(getattr(step, "skip_bad_samples", False) for step in steps)
     job = _job(model, calib, data, target, seed, instruments, skip_bad_samples=skip, **running)
-    return job.run(steps)
+    return steps, job
 
 
 def info(model: "Model | Path_", *, pattern: str | None = None) -> "Summary":

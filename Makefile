@@ -1,5 +1,6 @@
 # make demo    the main job on a bundled model and bundled images; leaves demo-output/
 # make test    the tests but the slow ones; make test-all runs those too
+# make docs    the site in build/site; warnings are errors
 # make lint    ruff, and mypy on the built wheel
 # Each makes the virtual environment and installs what it needs, once.
 
@@ -8,7 +9,7 @@ JOBS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all docs lint clean
 
 demo: $(VENV)/.run
 	$(BIN)/onnxdrp demo --output demo-output
@@ -18,6 +19,10 @@ test: $(VENV)/.develop
 
 test-all: $(VENV)/.develop
 	$(BIN)/python -m pytest -q -n $(JOBS)
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/pictures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 # mypy sees the package as it is installed: passes/ and datareaders/ inside onnxdrp/
 lint: $(VENV)/.develop
@@ -40,6 +45,10 @@ $(VENV)/.run: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/.develop: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@ $(VENV)/.run
 
 $(BIN)/python:

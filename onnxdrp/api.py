@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from onnxdrp.errors import CheckError, DataError, ModelError, OptionError
 from onnxdrp.model import Model, load
-from onnxdrp.pipeline import Instrument, Pass, PassContext, PassManager
+from onnxdrp.pipeline import Instrument, Pass, PassContext, PassManager, watched
 from onnxdrp.report import Report
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ log = logging.getLogger(__name__)
 
 Path_: TypeAlias = str | Path
 Tails: TypeAlias = Literal["two", "one", "abs"]
+Progress: TypeAlias = Callable[[int, int | None], None]
 _SWITCHES = ("per_channel", "reduce_range")  # False says something, too
 _PLAIN = "without calibration data weights are rounded to the nearest, and biases stay"
 ROUNDING: "Rounding" = "second-order"  # these where there is data
@@ -120,14 +121,16 @@ class _Job:
             report.warnings += [w for w in unmet if w not in report.warnings]
             if tail := record.stats.get("tail"):
                 report.summary["float_tail"] = {"nodes": len(tail), "from": tail[0], "to": tail[-1]}
-        summarize(
-            report,
-            original,
-            ctx,
-            self.held_out,
-            self.labelled,
-            skip_bad_samples=self.skip_bad_samples,
-        )
+        with watched("measure", self.instruments) as progress:
+            summarize(
+                report,
+                original,
+                ctx,
+                self.held_out,
+                self.labelled,
+                skip_bad_samples=self.skip_bad_samples,
+                progress=progress,
+            )
         if ctx.rounds is not None:
             _tell_apart(report, ctx.rounds, self.labelled is None)
         return report
@@ -696,16 +699,18 @@ def _curve(
         )
         return PassManager(chain(rate)).run(base.clone(), ctx).model
 
-    sweeps = Sweeps(sweep, Trials(base, few(job.held_out, SEARCH_SAMPLES, job.seed)), pattern)
-    return find_sparsity(
-        sweeps,
-        max_drop,
-        what=sweeps.what,
-        samples=sweeps.trials.samples,
-        step=1 / parsed.block if pattern == "nm" else 0.01,
-        checkpoint=job.checkpoint,
-        key=f"{base.fingerprint()} {chain(0.5)} {job.seed} {data_identity(job.calibration)}",
-    )
+    with watched("search sparsity", job.instruments) as progress:
+        sweeps = Sweeps(sweep, Trials(base, few(job.held_out, SEARCH_SAMPLES, job.seed)), pattern)
+        return find_sparsity(
+            sweeps,
+            max_drop,
+            what=sweeps.what,
+            samples=sweeps.trials.samples,
+            step=1 / parsed.block if pattern == "nm" else 0.01,
+            checkpoint=job.checkpoint,
+            key=f"{base.fingerprint()} {chain(0.5)} {job.seed} {data_identity(job.calibration)}",
+            progress=progress,
+        )
 
 
 def _preprocessed(
@@ -1582,6 +1587,7 @@ def compare(
     *,
     layers: bool = False,
     memory_limit: int = 1 << 30,
+    progress: Progress | None = None,
 ) -> "Comparison":
     """How far model b is from model a on the same data: SQNR, cosine, largest error, agreement.
 
@@ -1591,6 +1597,7 @@ def compare(
         calib: a reader, or what `onnxdrp.datareaders.open_reader` opens.
         layers: compare every tensor that both compute, too.
         memory_limit: bytes of tapped activations held at a time.
+        progress: called with (samples done, samples in all or None).
     """
     from onnxdrp.datareaders import check_reader
     from onnxdrp.evaluation import compare_models
@@ -1598,15 +1605,16 @@ def compare(
     a, b = load(a), load(b)
     reader = _reader(calib, a)
     check_reader(reader, a)
-    return compare_models(a, b, reader, layers=layers, memory_limit=memory_limit)
+    return compare_models(a, b, reader, layers=layers, memory_limit=memory_limit, progress=progress)
 
 
-def evaluate(model: "Model | Path_", data: Any) -> "Accuracy":
+def evaluate(model: "Model | Path_", data: Any, *, progress: Progress | None = None) -> "Accuracy":
     """Top-1 and top-5 of a classifier on labelled data.
 
     Args:
         model: a Model or a path.
         data: a reader with labels, or arrays with `y`.
+        progress: called with (samples done, samples in all or None).
     """
     from onnxdrp.datareaders import check_reader
     from onnxdrp.evaluation import accuracy
@@ -1614,7 +1622,7 @@ def evaluate(model: "Model | Path_", data: Any) -> "Accuracy":
     model = load(model)
     reader = _reader(data, model)
     check_reader(reader, model)
-    return accuracy(model, reader)
+    return accuracy(model, reader, progress)
 
 
 def evaluate_detection(
@@ -1626,6 +1634,7 @@ def evaluate_detection(
     conf: float = 0.001,
     nms: float = 0.65,
     names: Path_ | None = None,
+    progress: Progress | None = None,
 ) -> "DetectionScore":
     """map_50 and map_5095 of a detector on labelled images.
 
@@ -1637,10 +1646,20 @@ def evaluate_detection(
         conf: least score of a detection.
         nms: largest overlap of two detections of one class.
         names: a file of class names, one a line, in the model's order, for VOC and COCO labels.
+        progress: called with (images done, images in all).
     """
     from onnxdrp.detection import evaluate_detection as score
     from onnxdrp.detection import read_names
 
     classes = None if names is None else read_names(Path(names))
     loaded = load(model)
-    return score(loaded, data, labels, decoder=decoder, conf=conf, nms=nms, names=classes)
+    return score(
+        loaded,
+        data,
+        labels,
+        decoder=decoder,
+        conf=conf,
+        nms=nms,
+        names=classes,
+        progress=progress,
+    )

@@ -8,21 +8,24 @@ usage; 130 interrupted.
 import json
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from onnxdrp import __version__
 from onnxdrp.errors import OnnxDrpError, OptionError
 from onnxdrp.files import atomic_write, check_output
+from onnxdrp.terminal import StderrHandler, painted, shown
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
+    from onnxdrp.instruments import Progress
     from onnxdrp.model import Model
     from onnxdrp.pipeline import Instrument
     from onnxdrp.report import Report
@@ -55,10 +58,22 @@ class _Commands(click.Group):
 
 _DEBUG = "onnxdrp.debug"
 _GO_ON = "onnxdrp.go_on"
+_QUIET = "onnxdrp.quiet"
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    ctx.meta[_DEBUG] = value
+    ctx.meta[_DEBUG] = value or ctx.meta.get(_DEBUG, False)
+
+
+def _set_quiet(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta[_QUIET] = value or ctx.meta.get(_QUIET, False)
+
+
+def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        root = logging.getLogger()
+        ctx.call_on_close(partial(root.setLevel, root.level))
+        root.setLevel(logging.INFO)
 
 
 # ------------------------------------------------------------------------------------------ options
@@ -134,6 +149,14 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
+def _targets(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """What a shell completes a target to: profiles, and files."""
+    from onnxdrp.targets import list_targets
+
+    found = [CompletionItem(name) for name in list_targets() if name.startswith(begun)]
+    return found or [CompletionItem(begun, type="file")]
+
+
 _reading = _options(
     click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Axis order of the data."),
     click.option("--size", type=_Size(), help="Images are brought to this size [the model's]."),
@@ -154,7 +177,7 @@ _shaping = _options(
         help="Make an input's shape static.",
     ),
     click.option("--outputs", metavar="a,b", help="Cut the graph at these tensors."),
-    click.option("--target", help="A profile, or its TOML [generic]."),
+    click.option("--target", shell_complete=_targets, help="A profile, or its TOML [generic]."),
 )  # fmt: skip
 _repairing = _options(
     click.option("--recover", type=click.Choice(["none", "moments", "refit", "distill"]),
@@ -307,9 +330,16 @@ _output = _options(
 _debug = click.option(
     "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
 )
+_telling = _options(
+    click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet,
+                 help="No progress, and no report of what is written to a file."),
+    click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose,
+                 help="Log each pass in full to standard error."),
+    _debug,
+)  # fmt: skip
 _common = _options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else."),
-    _debug,
+    _telling,
 )
 _model = click.argument("model", type=click.Path(), metavar="MODEL")
 _input = click.argument("model", type=click.Path(), metavar="IN.onnx")
@@ -385,10 +415,30 @@ def _checkpoint(output: str) -> Iterator[Path]:
         raise
 
 
-def _instruments(options: dict[str, Any]) -> "list[Instrument]":
-    from onnxdrp.instruments import Dump, Equivalence, Progress, Reproducer, Timing, Verify
+def _is_quiet() -> bool:
+    return bool(click.get_current_context().meta.get(_QUIET))
 
-    watching: list[Instrument] = [Progress()]  # the last stands nearest to the passes
+
+def _progress() -> "list[Progress]":
+    """What shows progress; nothing with --quiet."""
+    from onnxdrp.instruments import Progress
+
+    return [] if _is_quiet() else [Progress()]
+
+
+def _say(text: object, warnings: Sequence[str] = (), *, as_json: bool, file: bool = False) -> None:
+    """Print a result. With --quiet a report of what went to a `file` leaves its warnings alone."""
+    if file and not as_json and _is_quiet():
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
+    else:
+        click.echo(str(text) if as_json else painted(str(text)))
+
+
+def _instruments(options: dict[str, Any]) -> "list[Instrument]":
+    from onnxdrp.instruments import Dump, Equivalence, Reproducer, Timing, Verify
+
+    watching: list[Instrument] = [*_progress()]  # the last stands nearest to the passes
     dump, verify = options.pop("dump"), options.pop("verify")
     equivalence, reproduce = options.pop("equivalence"), options.pop("reproduce")
     if reproduce is not None:
@@ -498,7 +548,8 @@ def _finish(
     with atomic_write(path.with_name(path.name + ".recipe.toml")) as file:
         file.write(report.recipe.encode())
     _write_report(report, report_file)
-    click.echo(report.to_json() if as_json else report.table())
+    text = report.to_json() if as_json else report.table()
+    _say(text, report.warnings, as_json=as_json, file=True)
 
 
 # ----------------------------------------------------------------------------------------- commands
@@ -509,11 +560,12 @@ def _finish(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__)
-@click.option("-v", "--verbose", is_flag=True, help="Log each pass in full to standard error.")
-def cli(verbose: bool) -> None:
+@_options(_telling)
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Prune, quantize and check an exported ONNX model for an accelerator."""
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(message)s".lower(), stream=sys.stderr)
+    context.with_resource(shown())
+    logging.basicConfig(format="%(levelname)s %(message)s", handlers=[StderrHandler()])
 
 
 @cli.command()
@@ -655,7 +707,8 @@ def calibrate(model: str, **options: Any) -> None:
     }
     _write_report(report, report_file)
     warnings = [f"warning: {warning}" for warning in report.warnings]
-    click.echo(report.to_json() if as_json else "\n".join([str(report.ranges), *warnings]))
+    text = report.to_json() if as_json else "\n".join([str(report.ranges), *warnings])
+    _say(text, report.warnings, as_json=as_json, file=True)
 
 
 @cli.command()
@@ -718,8 +771,8 @@ def sensitivity(model: str, **options: Any) -> None:
     if plot is not None:
         found.plot(plot)
     warnings = [f"warning: {warning}" for warning in report.warnings]
-    shown = json.dumps(found.as_dict(), indent=2) if as_json else str(found)
-    click.echo(shown if as_json else "\n".join([shown, *warnings]))
+    text = json.dumps(found.as_dict(), indent=2) if as_json else "\n".join([str(found), *warnings])
+    _say(text, report.warnings, as_json=as_json, file=output is not None)
 
 
 @cli.command()
@@ -781,8 +834,9 @@ def pareto(model: str, **options: Any) -> None:
     if plot is not None:
         report.front.plot(plot)
     _write_report(report, report_file)
-    shown = report.front
-    click.echo(json.dumps(shown.as_dict(), indent=2) if as_json else str(shown.table()))
+    front = report.front
+    text = json.dumps(front.as_dict(), indent=2) if as_json else front.table()
+    _say(text, report.warnings, as_json=as_json, file=True)
 
 
 @cli.command()
@@ -849,11 +903,15 @@ def compare(a: str, b: str, layers: bool, **options: Any) -> None:
     """
     from onnxdrp import api
     from onnxdrp.model import Model
+    from onnxdrp.pipeline import watched
 
     reference = Model.load(a)
     reader = _required(_open(reference, options.pop("calib"), _take(options, _READING)), "--calib")
     limit = options["memory_limit"]
-    found = api.compare(reference, b, reader, layers=layers, memory_limit=limit)
+    with watched("compare", _progress()) as progress:
+        found = api.compare(
+            reference, b, reader, layers=layers, memory_limit=limit, progress=progress
+        )
     click.echo(json.dumps(found.as_dict(), indent=2) if options["as_json"] else str(found))
 
 
@@ -875,20 +933,25 @@ def evaluate(model: str, task: str, **options: Any) -> None:
     """
     from onnxdrp import api
     from onnxdrp.model import Model
+    from onnxdrp.pipeline import watched
 
     loaded, reading = Model.load(model), _take(options, _READING)
     data, labels, as_json = (options.pop(k) for k in ("data", "labels", "as_json"))
     detector = {k: options.pop(k) for k in ("decoder", "conf", "nms", "names")}
     if task == "detection":
         reader = _required(_open(loaded, data, reading), "--data")
-        found: Any = api.evaluate_detection(loaded, reader, labels, **detector)
+        with watched("evaluate", _progress()) as progress:
+            found: Any = api.evaluate_detection(
+                loaded, reader, labels, **detector, progress=progress
+            )
     else:
         source = click.get_current_context().get_parameter_source
         for name in detector:
             if source(name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{name} belongs to --task detection.")
         reader = _required(_open(loaded, data, reading, labels=labels), "--data")
-        found = api.evaluate(loaded, reader)
+        with watched("evaluate", _progress()) as progress:
+            found = api.evaluate(loaded, reader, progress=progress)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
 
 
@@ -917,7 +980,10 @@ def report_(file: str, output: str) -> None:
 @cli.command()
 @_common
 def passes(as_json: bool) -> None:
-    """List every pass, its options and their defaults."""
+    """List every pass, its options and their defaults.
+
+    Example: onnxdrp passes
+    """
     from onnxdrp.recipe import describe_passes
 
     described = describe_passes()
@@ -931,7 +997,7 @@ def passes(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("names", nargs=-1, metavar="[NAME|FILE.toml]...")
+@click.argument("names", nargs=-1, metavar="[NAME|FILE.toml]...", shell_complete=_targets)
 @_common
 def targets(names: tuple[str, ...], as_json: bool) -> None:
     """Show what targets ask of a model: all that come along, or those named.
@@ -951,9 +1017,12 @@ def targets(names: tuple[str, ...], as_json: bool) -> None:
 
 @cli.command()
 @click.argument("folder", type=click.Path())
-@_debug
+@_telling
 def replay(folder: str) -> None:
-    """Run again what failed, from a folder that --reproduce left."""
+    """Run again what failed, from a folder that --reproduce left.
+
+    Example: onnxdrp replay failed
+    """
     from onnxdrp.instruments import replay as run_again
 
     run_again(folder)
@@ -965,11 +1034,15 @@ def replay(folder: str) -> None:
               help="Folder for the optimized model and the report.")  # fmt: skip
 @_common
 def demo(output: str, as_json: bool) -> None:
-    """Run the main job on a bundled model and bundled images."""
+    """Run the main job on a bundled model and bundled images.
+
+    Example: onnxdrp demo --output demo-output
+    """
     from onnxdrp.demonstrate import demonstrate
 
-    result = demonstrate(Path(output))
-    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else str(result))
+    result = demonstrate(Path(output), _progress())
+    text = json.dumps(result.as_dict(), indent=2) if as_json else str(result)
+    _say(text, result.report.warnings, as_json=as_json, file=True)
 
 
 main = cli  # what the installed script calls

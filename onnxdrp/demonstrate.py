@@ -1,5 +1,6 @@
 """The demo: the main job on the bundled model and images, with the accuracy of each stage."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from onnxdrp.api import optimize, quantize
 from onnxdrp.api import prune as prune_model
 from onnxdrp.evaluation import Accuracy, accuracy
 from onnxdrp.model import Model
+from onnxdrp.pipeline import watched
 from onnxdrp.report import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
+    from onnxdrp.pipeline import Instrument
     from onnxdrp.report import Report
 
 __all__ = ["Demonstration", "demonstrate"]
@@ -49,11 +52,12 @@ class Demonstration:
         return f"{self.report.table()}\n\n{text_table(head, rows)}\n\nin {self.folder}: {files}"
 
 
-def demonstrate(folder: Path) -> Demonstration:
+def demonstrate(folder: Path, instruments: "Sequence[Instrument]" = ()) -> Demonstration:
     """Optimize the bundled classifier and measure it on 1,000 test images.
 
     Args:
         folder: is created; takes the optimized model, its recipe and the report (JSON, HTML).
+        instruments: watch all that runs.
     """
     from onnxdrp.datareaders import NCHWDataReader, open_reader
 
@@ -64,14 +68,14 @@ def demonstrate(folder: Path) -> Demonstration:
         demo.CALIBRATE_IMAGES, norm_mean=demo.MEAN, norm_std=demo.STD, model=original, batch=20
     )
     models = {"float": original}
-    models["pruned"] = prune_model(original.clone(), sparsity=SPARSITY, pattern=PATTERN).model
-    models["pruned + repaired"] = prune_model(
-        original.clone(), sparsity=SPARSITY, pattern=PATTERN, calib=calib
-    ).model
-    models["quantized"] = quantize(original.clone(), calib).model
-    report = optimize(original.clone(), calib, sparsity=SPARSITY, pattern=PATTERN, data=test)
+    how: dict[str, Any] = {"sparsity": SPARSITY, "pattern": PATTERN, "instruments": instruments}
+    models["pruned"] = prune_model(original.clone(), **how).model
+    models["pruned + repaired"] = prune_model(original.clone(), calib=calib, **how).model
+    models["quantized"] = quantize(original.clone(), calib, instruments=instruments).model
+    report = optimize(original.clone(), calib, data=test, **how)
     models["all of it"] = report.model
-    rows = {name: _row(model, test, folder) for name, model in models.items()}
+    with watched("evaluate", instruments):
+        rows = {name: _row(model, test, folder) for name, model in models.items()}
     report.model.save(folder / "optimized.onnx")
     (folder / "recipe.toml").write_text(report.recipe, encoding="utf-8")
     report.to_json(folder / "report.json")

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
+from onnxdrp.tables import text_table
 
 __all__ = ["Details", "Picture", "Shown", "Table", "Tabular", "escaped", "facts"]
 
@@ -35,14 +36,16 @@ class Table:
         head: a name for each column.
         rows: a cell for each column.
         foot: totals.
+        spare: columns that the text leaves out first where there is no room (onnxdrp.tables).
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]
     foot: Sequence[Sequence[Any]] = ()
+    spare: Sequence[str] = ()
 
     def __str__(self) -> str:
-        return text_table(self.head, [*self.rows, *self.foot])
+        return text_table(self.head, [*self.rows, *self.foot], self.spare)
 
     def html(self) -> str:
         """The first rows, and how many more there are."""

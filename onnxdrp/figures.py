@@ -1,5 +1,6 @@
 """What a run came to: the summary of its report."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from onnxdrp.details import describe
@@ -28,6 +29,7 @@ def summarize(
     labelled: "DataReader | None",
     *,
     skip_bad_samples: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> None:
     """Fill `report.summary`: sparsity and MACs, bytes, fidelity to the original, accuracy, memory.
 
@@ -38,6 +40,7 @@ def summarize(
         held_out: data that was not calibrated on, or None if there is no data at all.
         labelled: data with labels, or None.
         skip_bad_samples: leave samples that give NaN or infinity out of the fidelity.
+        progress: called with (samples done, samples in all or None), anew for each measurement.
     """
     from onnxdrp.summary import summarize_layers
 
@@ -56,21 +59,30 @@ def summarize(
     report.details = describe(original, model, ctx, layers, held_out, skip)
     if held_out is not None:
         bad.clear()
-        comparison = compare_models(original, model, held_out, on_bad=skip).as_dict()
+        comparison = compare_models(
+            original, model, held_out, on_bad=skip, progress=progress
+        ).as_dict()
         del comparison["layers"], comparison["outputs"]
         samples = held_out.samples
         if bad and samples is not None:
             samples -= len({b.sample for b in bad})
         summary["fidelity"] = {**comparison, "samples": samples}
         if ctx.dense is not None and not bad and any(r.name in _REPAIRS for r in report.records):
-            summary["recovery"] = _recovery(comparison, ctx.dense, ctx, held_out) | _worst(report)
+            recovery = _recovery(comparison, ctx.dense, ctx, held_out, progress)
+            summary["recovery"] = recovery | _worst(report)
     if labelled is not None and labelled.labels is not None:
-        summary["accuracy"] = _change(accuracy(original, labelled), accuracy(model, labelled))
+        summary["accuracy"] = _change(
+            accuracy(original, labelled, progress), accuracy(model, labelled, progress)
+        )
     summary["peak_rss_mb"] = round(peak_rss_mb(), 1)
 
 
 def _recovery(
-    result: dict[str, Any], dense: "Model", ctx: "PassContext", held_out: "DataReader"
+    result: dict[str, Any],
+    dense: "Model",
+    ctx: "PassContext",
+    held_out: "DataReader",
+    progress: Callable[[int, int | None], None] | None,
 ) -> dict[str, Any]:
     """What pruning cost, and what is left of it once it is repaired, before any quantization.
 
@@ -79,12 +91,13 @@ def _recovery(
         dense: the model before it was pruned.
         ctx: of the run.
         held_out: the data of `result`.
+        progress: as in `summarize`.
     """
     broken = masked_copy(ctx.slim or dense, ctx.masks)
-    pruned = compare_models(dense, broken, held_out).as_dict()
+    pruned = compare_models(dense, broken, held_out, progress=progress).as_dict()
     repaired = result
     if ctx.reference is not None:  # the result is quantized, too
-        repaired = compare_models(dense, ctx.reference, held_out).as_dict()
+        repaired = compare_models(dense, ctx.reference, held_out, progress=progress).as_dict()
     return {
         name: {key: figures[key] for key in ("sqnr_db", "top1_agreement")}
         for name, figures in (("pruned", pruned), ("repaired", repaired))

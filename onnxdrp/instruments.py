@@ -6,9 +6,8 @@ The last in the list stands nearest to the pass: Timing belongs there, and Repro
 checks whose failures it is to catch.
 """
 
-import atexit
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from onnxdrp.memory import peak_since_restart_mb, restart_peak
 from onnxdrp.pipeline import Ends, Instrument, Pass, PassContext, PassRecord
 from onnxdrp.report import Text
 from onnxdrp.reproduce import Reproducer, refuse_input_in, replay
+from onnxdrp.terminal import Line, Show
 
 if TYPE_CHECKING:
     from onnxdrp.model import Model
@@ -241,7 +241,7 @@ class Equivalence(Instrument):
 
 
 class Progress(Instrument):
-    """Shows on a terminal which pass runs, how far it is, samples per second and the time left.
+    """Shows on a terminal which pass runs, how far it is, its rate and the time left.
 
     The line stands on standard error and vanishes when the pass is done, at the latest with the
     process. Where standard error is no terminal nothing is shown; the pass manager logs each pass
@@ -250,7 +250,7 @@ class Progress(Instrument):
 
     def __init__(self) -> None:
         self._passes = 0
-        self._bar: Any = None  # rich.progress.Progress, imported where it is shown
+        self._line: Line | None = None
 
     def start(self, passes: Sequence[Pass], model: "Model", ctx: PassContext) -> None:
         """Note how many passes there are."""
@@ -258,27 +258,8 @@ class Progress(Instrument):
 
     def before(self, index: int, step: Pass, model: "Model", ctx: PassContext) -> None:
         """Show the pass."""
-        if not sys.stderr.isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
-
-        columns = (
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-            *(TimeElapsedColumn(), TextColumn("{task.fields[pace]}")),
-        )
-        bar = Bar(*columns, console=Console(stderr=True), transient=True)
-        task = bar.add_task(f"[{index + 1}/{self._passes}] {step.name}", total=None, pace="")
-
-        def show(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total)
-            bar.update(task, pace=pace(bar.tasks[0].speed, bar.tasks[0].time_remaining))
-
-        ctx.progress = show
-        self._bar = bar
-        atexit.register(bar.stop)  # an interrupt does not come by here, and the cursor is hidden
-        bar.start()
+        self._line = Line(f"[{index + 1}/{self._passes}] {step.name}")
+        ctx.progress = self._line.show
 
     def after(
         self, index: int, step: Pass, model: "Model", ctx: PassContext, record: PassRecord
@@ -292,25 +273,21 @@ class Progress(Instrument):
         """Take the line away."""
         self._stop(ctx)
 
+    @contextmanager
+    def during(self, what: str) -> Iterator[Show | None]:
+        """Show work between passes."""
+        line = Line(what)
+        try:
+            yield line.show
+        finally:
+            line.close()
+
     def close(self) -> None:
         """Take the line away if an interrupt has left it there."""
-        if self._bar is not None:
-            self._bar.stop()
-            atexit.unregister(self._bar.stop)
-            self._bar = None
+        if self._line is not None:
+            self._line.close()
+            self._line = None
 
     def _stop(self, ctx: PassContext) -> None:
-        if self._bar is not None:
-            self.close()
-            ctx.progress = None
-
-
-def pace(speed: float | None, left: float | None) -> str:
-    """Samples per second, and the seconds that are left as h:mm:ss, as far as they are known."""
-    if not speed:
-        return ""
-    rate = f"{speed:,.0f} samples/s" if speed >= 10 else f"{speed:.2g} samples/s"
-    if left is None:
-        return rate
-    minutes, seconds = divmod(int(left), 60)
-    return f"{rate}, {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+        self.close()
+        ctx.progress = None

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,7 +36,16 @@ if TYPE_CHECKING:
     from onnxdrp.targets import Target
     from onnxdrp.unit_sensitivity import Sensitivity
 
-__all__ = ["Ends", "Instrument", "Pass", "PassContext", "PassManager", "PassRecord", "PassResult"]
+__all__ = [
+    "Ends",
+    "Instrument",
+    "Pass",
+    "PassContext",
+    "PassManager",
+    "PassRecord",
+    "PassResult",
+    "watched",
+]
 
 log = logging.getLogger(__name__)
 
@@ -273,6 +283,28 @@ class Instrument:
         self, index: int, step: Pass, model: "Model", ctx: PassContext, error: Exception
     ) -> None:
         """Called instead of `after` when the pass, or a check of another instrument, raised."""
+
+    def during(
+        self,
+        what: str,  # noqa: ARG002
+    ) -> AbstractContextManager[Callable[[int, int | None], None] | None]:
+        """Entered around work between passes; may give what is told of its progress."""
+        return nullcontext()
+
+
+@contextmanager
+def watched(
+    what: str, instruments: "Sequence[Instrument]"
+) -> Iterator[Callable[[int, int | None], None] | None]:
+    """Let instruments watch work between passes; gives what one of them wants told of progress.
+
+    Args:
+        what: names the work, in a word.
+        instruments: of the run.
+    """
+    with ExitStack() as stack:
+        shows = [stack.enter_context(instrument.during(what)) for instrument in instruments]
+        yield next(filter(None, shows), None)
 
 
 class PassManager:

@@ -3,7 +3,7 @@
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxdrp import __version__
 from onnxdrp.errors import OptionError
 from onnxdrp.files import atomic_write
+from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.channels.front import Front
@@ -167,29 +168,8 @@ def load_report(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def text_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Aligned columns of text: words to the left, figures to the right."""
-    cells = [[str(c) for c in row] for row in (head, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    right = [
-        all(_is_number(row[i]) for row in cells[1:]) and len(cells) > 1 for i in range(len(head))
-    ]
-    return "\n".join(
-        "  ".join(
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in cells
-    )
-
-
 def _one_line(numbers: re.Match[str]) -> str:
     return f"[{', '.join(numbers[1].replace(',', ' ').split())}]"
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(",", "").replace(".", "").replace("%", "").strip(
-        "-+ "
-    ).isdigit() or text in ("", "-")
 
 
 def _figure(value: Any) -> str:

@@ -175,7 +175,7 @@ def find_sparsity(
     start: float = 0.5,
     checkpoint: Path | None = None,
     key: str = "",
-    progress: Callable[[Point], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Curve:
     """Find the highest rate that holds, among the multiples of `step` up to 0.95.
 
@@ -190,7 +190,7 @@ def find_sparsity(
         checkpoint: a JSON file that keeps the points measured so far, for a search that goes on
             after an interruption; read where its `key` is the same, deleted when all is done.
         key: what the search is of: model, options and data.
-        progress: told of each point as it is measured.
+        progress: called with (points measured, the most that there may be) after each.
 
     Raises:
         OptionError: max_drop, step, sweeps or start is out of its range.
@@ -205,7 +205,7 @@ def find_sparsity(
         saved.write(list(search.found.values()))
         log.info("rate %.4g: %.2f points lost", point.rate, point.lost)
         if progress is not None:
-            progress(point)
+            progress(len(search.found), sweeps)
     saved.remove()
     points = tuple(search.found[k] for k in sorted(search.found))
     curve = Curve(points, max_drop, what, samples)

@@ -71,6 +71,7 @@ class AutoSlim(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassResult:
         """Raises what `auto_channels` does: CheckError where nothing can go."""
         assert ctx.reader is not None  # see requires
+        show = ctx.progress
         found = auto_channels(
             model,
             ctx.reader,
@@ -79,6 +80,7 @@ class AutoSlim(Pass):
             seed=ctx.seed,
             workers=ctx.workers,
             checkpoint=ctx.checkpoint,
+            progress=None if show is None else lambda found: show(found.number, None),
             **self.options(),
         )
         ctx.rounds, ctx.removed = found, found.removed

@@ -191,6 +191,8 @@ class _Search:
     def reading(self, kept: Sequence[UnitSensitivity]) -> float:
         """What the quantized model has with these units float."""
         self.count += 1
+        if self.ctx.progress is not None:
+            self.ctx.progress(self.count, None)
         ctx = PassContext(
             target=self.ctx.target,
             ranges=self.ranges,

@@ -113,7 +113,7 @@ def reader(tmp_path: Path) -> Reader:
 
 def test_boxes_come_back_to_their_images(reader: Reader) -> None:
     done: list[int] = []
-    result = evaluate_detection(Reshaper(), reader, progress=done.append)
+    result = evaluate_detection(Reshaper(), reader, progress=lambda n, _: done.append(n))
     assert (result.map_50, result.map_5095) == pytest.approx((1.0, 1.0))
     assert (result.samples, result.objects, result.detections) == (3, 5, 5)
     assert done == [2, 3]

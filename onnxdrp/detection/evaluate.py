@@ -57,7 +57,7 @@ def evaluate_detection(
     limit: int = 300,
     kind: Literal["auto", "yolo", "voc", "coco"] = "auto",
     names: Sequence[str] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> DetectionScore:
     """map_50 and map_5095 of a detector on labelled images.
 
@@ -72,7 +72,7 @@ def evaluate_detection(
         limit: Most detections of an image.
         kind: Which kind of labels, where the path leaves it open.
         names: Class names in the model's order, by which VOC and COCO classes are matched.
-        progress: Called with the number of images done, after each batch.
+        progress: Called with (images done, images in all) after each batch.
 
     Raises:
         DataError: Images or labels are unusable or do not fit the model.
@@ -92,7 +92,7 @@ def evaluate_detection(
         for item in candidates:
             found.append(_finish(item, truth, len(found), reader, (conf, nms, limit)))
         if progress is not None:
-            progress(len(found))
+            progress(len(found), len(reader.files))
     return average_precision(truth, found)
 
 

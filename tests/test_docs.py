@@ -120,11 +120,11 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # what other tests run with the things that these pages need
-ELSEWHERE = {"calibrate-on-a-cluster.md", "migrating.md"}
+ELSEWHERE = {"calibrate-on-a-cluster.md", "debugging.md", "migrating.md"}
 LONG = {"cac.md"}  # a search in rounds
 FENCED = [
     pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG))
-    for page in PAGES
+    for page in (*PAGES, ROOT / "README.md")
     if page.name not in ELSEWHERE and blocks(page)
 ]
 

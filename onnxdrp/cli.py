@@ -870,9 +870,12 @@ def info(model: str, pattern: str | None, as_json: bool) -> None:
 @click.option("--collapse", multiple=True, metavar="SCOPE", help="Draw it as one box.")
 @click.option("--most", type=click.IntRange(1), help="Boxes, as far as scopes allow [150].")
 @click.option("--qdq", is_flag=True, default=None, help="Draw Q and DQ as nodes of their own.")
-@_debug
+@_telling
 def view(model: str, output: str | None, **options: Any) -> None:
-    """Draw a model's graph as SVG, or open it in Netron."""
+    """Draw a model's graph as SVG, or open it in Netron.
+
+    Example: onnxdrp view model.onnx --around NODE -o part.svg
+    """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if output is None:
         if given:
@@ -884,7 +887,9 @@ def view(model: str, output: str | None, **options: Any) -> None:
 
     check_output(output, model)
     drawing = draw(model, **given)
-    click.echo(f"{drawing.save(output)}: {drawing.text}", err=True)
+    path = drawing.save(output)
+    if not _is_quiet():
+        click.echo(f"{path}: {drawing.text}", err=True)
     return None
 
 
@@ -964,7 +969,7 @@ def _required(reader: "DataReader | None", option: str) -> "DataReader":
 @cli.command(name="report")
 @click.argument("file", type=click.Path(), metavar="FILE.json")
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT.html")
-@_debug
+@_telling
 def report_(file: str, output: str) -> None:
     """Make a page of figures that --report or --json wrote, of any command.
 
@@ -974,7 +979,7 @@ def report_(file: str, output: str) -> None:
     from onnxdrp.report import load_report
 
     check_output(output, file)
-    click.echo(str(save_html(output, load_report(file))))
+    _say(str(save_html(output, load_report(file))), [], as_json=False, file=True)
 
 
 @cli.command()

@@ -65,7 +65,7 @@ def describe(
         "model": {"before": _outline(original), "after": _outline(model)},
         "layers": _layer_rows(original, model, ctx, found, errors),
         "ranges": _ranges(ctx),
-        "masks": _masks(ctx.masks, ctx.dense or model),
+        "masks": _masks(ctx.masks, ctx.slim or ctx.dense or model),
     }
     if errors is not None:
         tables["layer_errors"] = {"samples": errors[1], "verdict": errors[0].verdict}
@@ -203,8 +203,8 @@ def _ranges(ctx: "PassContext") -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------------------ masks
 
 
-def _masks(masks: "Mapping[str, Mask]", dense: "Model") -> dict[str, Any]:
-    users = by_weight(layers(dense))
+def _masks(masks: "Mapping[str, Mask]", whole: "Model") -> dict[str, Any]:
+    users = by_weight(layers(whole))
     return {
         name: {
             "shape": list(mask.shape),

@@ -554,7 +554,7 @@ def test_contexts_survive_a_folder(tmp_path: Path, model: Model) -> None:
     )
     settings = {"reader", "held_out", "target", "seed"}
     settings |= {"progress", "checkpoint", "executor", "workers"}
-    settings |= {"rounds"}  # for the report alone: no pass reads it
+    settings |= {"rounds", "histograms"}  # for the report alone: no pass reads them
     tables = {f.name for f in dataclasses.fields(ctx)} - settings
     assert all(getattr(ctx, name) for name in tables), "a new table needs a place here"
     save_context(ctx, tmp_path, samples=7)

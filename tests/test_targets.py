@@ -244,6 +244,8 @@ def test_advice_about_sparsity():
     drp = load_target("drp-ai3")
     assert "70 %" in drp.advice(0.5)
     assert drp.advice(0.7) == ""
+    assert drp.advice(0.6998) == ""
+    assert drp.advice(0.699) != ""
     assert load_target("generic").advice(0.0) == ""
 
 

@@ -184,6 +184,7 @@ class Target:
 
     def advice(self, sparsity: float) -> str:
         """What to tell the user about this sparsity; "" if nothing."""
+        sparsity = round(sparsity, 3)  # rates that were allocated come near what was asked for
         if sparsity >= self.minimum_sparsity or not self.sparsity_advice:
             return ""
         return f"sparsity {sparsity:.3g}: {self.sparsity_advice}"

@@ -27,7 +27,7 @@ from onnxdrp.datareaders.batching import subset
 from onnxdrp.evaluation import accuracy, compare_models, paired_difference
 from onnxdrp.figures import peak_rss_mb
 from onnxdrp.model import Model
-from onnxdrp.report import text_table
+from onnxdrp.tables import text_table
 
 SPARSITY = 0.7
 STAGES = ("masked", "pruned", "quantized", "per tensor", "both")

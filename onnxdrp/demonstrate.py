@@ -11,7 +11,7 @@ from onnxdrp.api import prune as prune_model
 from onnxdrp.evaluation import Accuracy, accuracy
 from onnxdrp.model import Model
 from onnxdrp.pipeline import watched
-from onnxdrp.report import text_table
+from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader

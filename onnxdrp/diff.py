@@ -22,7 +22,8 @@ import onnx_graphsurgeon as gs
 
 from onnxdrp.grids import stored_values
 from onnxdrp.pipeline import Pass
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
+from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.model import Model

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from onnxdrp import __version__
 from onnxdrp.errors import OptionError
 from onnxdrp.files import atomic_write
-from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.channels.front import Front
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from onnxdrp.sparsity_search import Curve
     from onnxdrp.unit_sensitivity import Sensitivity
 
-__all__ = ["Report", "Text", "load_report", "plain", "text_table", "versions"]
+__all__ = ["Report", "Text", "load_report", "plain", "versions"]
 
 
 _NUMBERS = re.compile(r"\[\n([-+.,\deE\s]+)\]")  # a list of them over several lines; no str has one

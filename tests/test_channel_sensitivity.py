@@ -1,11 +1,11 @@
 import json
-import multiprocessing
 import pickle
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
 from builders import normal
+from executors import workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantizing import parse
@@ -173,24 +173,10 @@ class Pickling(Executor):
         return future
 
 
-@pytest.fixture(scope="module", params=["processes", "threads", "dask"])
+@pytest.fixture(scope="module", params=["spawn", "threads", "dask"])
 def executor(request):
-    if request.param == "threads":
-        with ThreadPoolExecutor(2) as pool:
-            yield pool
-    elif request.param == "dask":
-        distributed = pytest.importorskip("distributed")
-        with (
-            distributed.LocalCluster(
-                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
-            ) as cluster,
-            distributed.Client(cluster) as client,
-            client.get_executor() as pool,
-        ):
-            yield pool
-    else:
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield pool
+    with workers(request.param) as pool:
+        yield pool
 
 
 def test_an_executor_changes_no_bit(executor):

@@ -1,15 +1,15 @@
-import multiprocessing
 import pickle
 import re
 import threading
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import conv_net, normal
 from datareaders_fakes import images
+from executors import workers
 
 from onnxdrp import job as jobs
 from onnxdrp import observe as engine
@@ -121,23 +121,8 @@ def test_an_executor_that_was_given_stays_open():
 @pytest.fixture(scope="module", params=["spawn", "forkserver", "threads", "dask"])
 def executor(request):
     """Two workers of any kind; processes are started once for all tests."""
-    if request.param == "threads":
-        with ThreadPoolExecutor(2) as pool:
-            yield pool
-    elif request.param == "dask":
-        distributed = pytest.importorskip("distributed")
-        with (
-            distributed.LocalCluster(
-                n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
-            ) as cluster,
-            distributed.Client(cluster) as client,
-            client.get_executor() as pool,
-        ):
-            yield pool
-    else:
-        context = multiprocessing.get_context(request.param)
-        with ProcessPoolExecutor(2, mp_context=context) as pool:
-            yield pool
+    with workers(request.param) as pool:
+        yield pool
 
 
 class Raw(DataReader):

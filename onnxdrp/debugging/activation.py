@@ -24,7 +24,8 @@ from onnxdrp.grids import find_rounding, saturated, stored_values
 from onnxdrp.observe import Tap, observe
 from onnxdrp.observers import Histogram
 from onnxdrp.quantization import QuantParams, Range
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
+from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader

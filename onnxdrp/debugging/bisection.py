@@ -23,7 +23,8 @@ from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.evaluation import Comparison, compare_models
 from onnxdrp.fidelity import ErrorStats
 from onnxdrp.jumps import Jump, outputs_behind
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
+from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader

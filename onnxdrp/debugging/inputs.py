@@ -37,7 +37,8 @@ from onnxdrp.errors import DataError
 from onnxdrp.evaluation import has_classes
 from onnxdrp.moments import ChannelMoments
 from onnxdrp.observe import Tap, observe
-from onnxdrp.report import Text, text_table
+from onnxdrp.report import Text
+from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader

@@ -14,7 +14,8 @@ from onnxdrp.errors import DataError, OptionError
 from onnxdrp.instruments import Snapshots
 from onnxdrp.options import near
 from onnxdrp.pipeline import Instrument, Pass, PassContext, PassManager, PassRecord
-from onnxdrp.report import Report, Text, text_table
+from onnxdrp.report import Report, Text
+from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader

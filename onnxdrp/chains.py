@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from onnxdrp import passes as p
 from onnxdrp.errors import OptionError
+from onnxdrp.options import check_choice
 from onnxdrp.pipeline import Pass
 from onnxdrp.scores import Score
 
@@ -82,6 +83,7 @@ def pruning(
         memory_limit: of the passes that read data.
         selection: of select-layers.
     """
+    check_choice("allocation", allocation, Allocation)
     if masks is not None:
         return [p.ApplyMasks(path=masks)]
     memory = _given({"memory_limit": memory_limit})
@@ -146,6 +148,7 @@ def recovery(
         minutes: of distill.
         memory_limit: of all.
     """
+    check_choice("recover", recover, Recovery)
     if recover == "none":
         return []
     memory = _given({"memory_limit": memory_limit})
@@ -168,6 +171,7 @@ def calibration(
         equalize: "gates": equalize-gates; "all": cross-layer-equalize, too; or "none".
         options: of calibrate.
     """
+    check_choice("equalize", equalize, Equalization)
     equalizing: list[Pass] = [] if equalize == "none" else [p.EqualizeGates()]
     equalizing += [p.CrossLayerEqualize()] if equalize == "all" else []
     lowest = opset or (_BY_CHANNEL if per_channel else None)
@@ -201,6 +205,8 @@ def quantization(
     Raises:
         OptionError: an option is out of its range, or would be ignored.
     """
+    check_choice("rounding", rounding, Rounding)
+    check_choice("bias_correction", bias_correction, BiasCorrection)
     grid = _given({"per_channel": per_channel, "reduce_range": reduce_range})
     memory = _given({"memory_limit": calibrating.get("memory_limit")})
     steps = calibration(per_channel=per_channel, **calibrating)

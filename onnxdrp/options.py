@@ -8,7 +8,18 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from onnxdrp.errors import OptionError
 
-__all__ = ["convert", "in_words", "near"]
+__all__ = ["check_choice", "convert", "in_words", "near"]
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Refuse what is none of a Literal's values.
+
+    Raises:
+        OptionError: names the option and what there is.
+    """
+    known = get_args(choices)
+    if value not in known:
+        raise OptionError(f"{name} is {value!r}{near(str(value), known)}")
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:

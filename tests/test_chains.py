@@ -136,3 +136,18 @@ def test_the_memory_limit_holds_for_every_pass_that_runs_the_model():
     )
     kinds = (p.Calibrate, p.RoundWeights, p.CorrectBias)
     assert [one(steps, kind).memory_limit for kind in kinds] == [1 << 20] * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: quantization(equalize="weights"), "equalize is 'weights'; there are none, gates"),
+        (lambda: quantization(rounding="sequential"), "rounding is 'sequential'"),
+        (lambda: quantization(bias_correction="slow"), "bias_correction is 'slow'"),
+        (lambda: chains.recovery("refitt"), "recover is 'refitt'; is 'refit' meant"),
+        (lambda: chains.pruning(None, None, allocation="by-layer"), "allocation is 'by-layer'"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_refused_by_name(make, said):
+    with pytest.raises(OptionError, match=said):
+        make()

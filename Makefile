@@ -1,6 +1,7 @@
 # make demo    the main job on a bundled model and bundled images; leaves demo-output/
 # make test    the tests but the slow ones; make test-all runs those too
 # make docs    the site in build/site; warnings are errors
+# make notebooks  executes notebooks/ and writes them back
 # make lint    ruff, and mypy on the built wheel
 # Each makes the virtual environment and installs what it needs, once.
 
@@ -9,7 +10,7 @@ JOBS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all docs lint clean
+.PHONY: demo test test-all docs notebooks lint clean
 
 demo: $(VENV)/.run
 	$(BIN)/onnxdrp demo --output demo-output
@@ -23,6 +24,9 @@ test-all: $(VENV)/.develop
 docs: $(VENV)/.docs
 	$(BIN)/python docs/pictures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
+
+notebooks: $(VENV)/.develop
+	$(BIN)/python notebooks/execute.py
 
 # mypy sees the package as it is installed: passes/ and datareaders/ inside onnxdrp/
 lint: $(VENV)/.develop

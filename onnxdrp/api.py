@@ -1477,8 +1477,8 @@ def optimize(
 def run(
     model: "Model | Path_",
     recipe: "Path_ | Sequence[Pass]",
-    *,
     calib: Any = None,
+    *,
     data: Any = None,
     target: "str | Path | Target | None" = None,
     activation_zeropoint: bool | None = None,
@@ -1555,6 +1555,7 @@ def _recipe_job(
     **running: Any,
 ) -> tuple[Sequence[Pass], _Job]:
     """The passes of a recipe, and the job that runs them; what is None is as the recipe has it."""
+    from onnxdrp.passes import FreezeShapes
     from onnxdrp.recipe import Recipe, load_recipe
 
     steps = load_recipe(recipe) if isinstance(recipe, str | Path) else Recipe(recipe)
@@ -1563,6 +1564,7 @@ def _recipe_job(
     if activation_zeropoint is None:
         activation_zeropoint = bool(steps.activation_zeropoint)
     running["activation_zeropoint"] = activation_zeropoint
+    running["reshaped"] = any(isinstance(step, FreezeShapes) for step in steps)
     skip = any(getattr(step, "skip_bad_samples", False) for step in steps)
     job = _job(model, calib, data, target, seed, instruments, skip_bad_samples=skip, **running)
     return steps, job

@@ -222,7 +222,7 @@ _pruning = _options(
     click.option("--sparsity", type=float, help="Share to prune of the layers that may be [0.7]."),
     click.option(
         "--pattern", metavar="PATTERN",
-        help="block, flex-nm, nm, nm:N:M, row or unstructured [the target's].",
+        help="block, flex-nm, nm, nm:N:M, row, unstructured or module:Name [the target's].",
     ),
     click.option(
         "--rate", "rates", multiple=True, type=_Pairs(float), metavar="LAYER:RATE",

@@ -1,14 +1,16 @@
-"""Values from TOML as the types of options, and names that are nearly right."""
+"""Values from TOML as the types of options, things by name, and names that are nearly right."""
 
 import difflib
+import importlib
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from onnxdrp.errors import OptionError
 
-__all__ = ["check_choice", "convert", "in_words", "near"]
+__all__ = ["check_choice", "convert", "imported", "in_words", "near"]
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:
@@ -48,6 +50,23 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin is None and type(value) is hint:
         return value
     raise OptionError(f"{where} is {value!r}; give {in_words(hint)}")
+
+
+def imported(name: str, what: str) -> Any:
+    """What Python finds as "module:Name".
+
+    Args:
+        name: of the module, a colon, and what is in it.
+        what: it is meant to be, for the message.
+
+    Raises:
+        OptionError: it cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return attrgetter(attribute)(importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as e:
+        raise OptionError(f"{what} {name!r} cannot be imported ({e})") from e
 
 
 def _first_that_fits(value: Any, hints: Sequence[Any], where: str) -> Any:

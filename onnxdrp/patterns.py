@@ -28,6 +28,7 @@ from onnxdrp.cycles import cycles_a, cycles_b, cycles_c
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.geometry import WeightGeometry, from_slabs, magnitude, to_slabs
 from onnxdrp.masks import Mask, dead_outputs, load_masks, save_masks
+from onnxdrp.options import imported
 from onnxdrp.ranking import Rate, above_threshold, exact_rate, largest, prune_count
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "dead_outputs",
     "exact_rate",
     "from_slabs",
+    "largest",
     "load_masks",
     "magnitude",
     "make_mask",
@@ -271,7 +273,13 @@ PATTERNS: dict[str, type[Block | FlexNM | NM | Row | Unstructured]] = {
 
 
 def parse_pattern(text: str, block: int = 32) -> Pattern:
-    """The pattern of a name; `nm:2:4` names N and M, and M is then its block."""
+    """The pattern of a name.
+
+    Args:
+        text: one of PATTERNS; `nm:2:4`, which names N and M, and M is then its block; or
+            "module:Name" of a pattern of your own, or of a class that makes one without arguments.
+        block: how many consecutive input channels make a slab; one of your own has its own.
+    """
     if numbers := re.fullmatch(r"nm:(\d+):(\d+)", text):
         n, m = map(int, numbers.groups())
         if block not in (32, m):
@@ -279,9 +287,24 @@ def parse_pattern(text: str, block: int = 32) -> Pattern:
         return NM(block=m, n=n)
     if text in PATTERNS:
         return PATTERNS[text](block=block)
+    if ":" in text and text.partition(":")[0] not in PATTERNS:
+        return _of_your_own(text)
     near = difflib.get_close_matches(text, [*PATTERNS, "nm:2:4"], n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise OptionError(f"no pattern {text!r}: {hint}there are {', '.join(PATTERNS)}, nm:N:M")
+    there = f"{', '.join(PATTERNS)}, nm:N:M, or module:Name of your own"
+    raise OptionError(f"no pattern {text!r}: {hint}there are {there}")
+
+
+def _of_your_own(text: str) -> Pattern:
+    found = imported(text, "pattern")
+    try:
+        pattern: Pattern = found() if isinstance(found, type) else found
+    except TypeError as e:
+        raise OptionError(f"pattern {text!r} cannot be made without arguments ({e})") from e
+    lacks = [what for what in _PROTOCOL if not hasattr(pattern, what)]
+    if lacks:
+        raise OptionError(f"{text!r} is no pattern: it lacks {', '.join(lacks)}")
+    return pattern
 
 
 def without_rate(pattern: Pattern) -> Pattern:
@@ -292,6 +315,9 @@ def without_rate(pattern: Pattern) -> Pattern:
 def make_mask(weight: Array, geometry: WeightGeometry, pattern: Pattern, rate: Rate) -> Mask:
     """The mask of a stored weight, ranked by magnitude."""
     return Mask(from_slabs(pattern.mask(magnitude(weight, geometry), rate), geometry))
+
+
+_PROTOCOL = ("name", "block", "fixed_rate", "mask", "valid", "cycles")
 
 
 def _alike(counts: Array) -> bool:

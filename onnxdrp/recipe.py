@@ -15,19 +15,17 @@ the run.
 """
 
 import dataclasses
-import importlib
 import inspect
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from onnxdrp import __version__, passes
 from onnxdrp.errors import OptionError
-from onnxdrp.options import convert, in_words, near
+from onnxdrp.options import convert, imported, in_words, near
 from onnxdrp.pipeline import Pass
 
 __all__ = ["PASSES", "Recipe", "describe_passes", "dump_recipe", "load_recipe"]
@@ -151,13 +149,12 @@ def _build(entry: Mapping[str, Any], where: str) -> Pass:
 
 def _imported(name: str, where: str) -> type[Pass]:
     """The class behind "module:Class"."""
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise OptionError(f"{where}: no pass is called {name!r}{near(name, PASSES)}")
     try:
-        kind: Any = attrgetter(attribute)(importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as e:
-        raise OptionError(f"{where}: {name!r} cannot be imported ({e})") from e
+        kind = imported(name, "pass")
+    except OptionError as e:
+        raise OptionError(f"{where}: {e}") from e
     if isinstance(kind, type) and issubclass(kind, Pass) and hasattr(kind, "__dataclass_fields__"):
         return kind
     raise OptionError(f"{where}: {name!r} is no pass; give a dataclass derived from Pass")

@@ -62,8 +62,8 @@ def units(layer: Layer, pattern: Pattern) -> int:
     if layer.geometry is None:
         raise ModelError(f"{layer.name!r} cannot be pruned ({layer.barred})")
     found = units_of(layer.geometry, pattern)
-    assert found is not None  # of all patterns that have names
-    return found
+    # one that is not ours rounds a rate as it will
+    return math.prod(layer.geometry.shape) if found is None else found
 
 
 @dataclass(frozen=True, eq=False)

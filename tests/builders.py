@@ -16,6 +16,7 @@ from onnxdrp.model import Model
 __all__ = [
     "contents",
     "conv_net",
+    "deep_net",
     "external",
     "feeds_for",
     "make_model",
@@ -252,3 +253,23 @@ def _tensor(tensor: onnx.TensorProto) -> tuple[Any, ...]:
         return (*head, metadata, tuple(tensor.string_data))
     raw = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
     return (*head, metadata, raw)
+
+
+def deep_net() -> onnx.ModelProto:
+    """A classifier of four convolutions on [N, 3, 8, 8], so that some may lose channels."""
+    weights = {"conv0.weight": normal([32, 3, 3, 3], 0), "fc.weight": normal([10, 32], 9)}
+    nodes, x = [], "x"
+    for i in range(4):
+        weights.setdefault(f"conv{i}.weight", normal([32, 32, 3, 3], i))
+        nodes.append(
+            helper.make_node("Conv", [x, f"conv{i}.weight"], [f"c{i}"], f"conv{i}", pads=[1] * 4)
+        )
+        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"], f"relu{i}"))
+        x = f"r{i}"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [x], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "fc.weight"], ["y"], "fc", transB=1),
+    ]
+    inputs, outputs = [value("x", ["N", 3, 8, 8])], [value("y", ["N", 10])]
+    return make_model(nodes, inputs, outputs, weights)

@@ -6,10 +6,15 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from builders import deep_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import onnxdrp
+from onnxdrp.conformance import departures
 from onnxdrp.errors import ModelError, OptionError
+from onnxdrp.layers import by_weight, layers
+from onnxdrp.model import Model
 from onnxdrp.patterns import (
     NM,
     PATTERNS,
@@ -23,12 +28,14 @@ from onnxdrp.patterns import (
     cycles_c,
     exact_rate,
     from_slabs,
+    largest,
     magnitude,
     make_mask,
     parse_pattern,
     prune_count,
     to_slabs,
 )
+from onnxdrp.targets import load_target
 
 RATES = st.decimals(0, Decimal("0.999"), places=3)
 
@@ -470,6 +477,62 @@ def test_nm_names_its_numbers():
 def test_bad_names(text, hint):
     with pytest.raises(OptionError, match=hint):
         parse_pattern(text)
+
+
+class Quads:
+    """Four neighbouring inputs of an output live or die; each output keeps as many fours."""
+
+    name = "test_patterns:Quads"
+    block = 4
+    fixed_rate = None
+
+    def mask(self, scores, rate):
+        power = (scores**2).sum(axis=-1)
+        kept = largest(power, power.shape[-1] - prune_count(rate, power.shape[-1]))
+        return np.repeat(kept[..., None], self.block, axis=-1)
+
+    def valid(self, keep):
+        fours = keep.any(axis=-1)
+        counts = fours.sum(axis=-1)
+        return bool((keep == fours[..., None]).all() and (counts == counts.flat[0]).all())
+
+    def cycles(self, keep):
+        return cycles_b(keep)
+
+
+QUADS = Quads()
+
+
+@pytest.mark.parametrize("name", ["test_patterns:Quads", "test_patterns:QUADS"])
+def test_a_pattern_of_ones_own_is_pruned_by_wherever_a_name_is_taken(name):
+    assert isinstance(parse_pattern(name), Quads)
+    calib = {"x": np.random.default_rng(0).standard_normal((20, 3, 8, 8)).astype(np.float32)}
+    model = Model.from_proto(deep_net())
+    report = onnxdrp.prune(model, sparsity=0.5, pattern=name, calib=calib)
+    assert len(report.masks) == 3
+    for weight, mask in report.masks.items():
+        slabs = to_slabs(mask.keep, by_weight(layers(model, 4))[weight][0].geometry)
+        assert QUADS.valid(slabs)
+        assert 0 < mask.sparsity < 1
+    assert sum(m.count for m in report.masks.values()) == pytest.approx(
+        3 * 32 * 32 * 9 / 2, rel=0.02
+    )
+    again = onnxdrp.run(Model.from_proto(deep_net()), report.recipe, calib)
+    assert again.model.fingerprint() == report.model.fingerprint()
+    (line,) = departures(model, load_target("drp-ai3"), masks=report.masks)
+    assert "not with other masks" in line
+
+
+def test_what_is_no_pattern_is_refused_by_name():
+    for name, words in {
+        "no_such_module:Quads": "cannot be imported",
+        "test_patterns:NoQuads": "cannot be imported",
+        "test_patterns:": "cannot be imported",
+        "test_patterns:pytest": "lacks name, block, fixed_rate, mask, valid, cycles",
+        "onnxdrp.patterns:WeightGeometry": "without arguments",
+    }.items():
+        with pytest.raises(OptionError, match=words):
+            parse_pattern(name)
 
 
 def test_bad_blocks():

@@ -75,7 +75,7 @@ def _rows(tag: str, cell: str, rows: Sequence[Sequence[Any]], kinds: Sequence[st
     return f"<{tag}>{''.join(f'<tr>{line}</tr>' for line in lines)}</{tag}>"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Picture:
     """An image of its own bytes.
 
@@ -91,6 +91,8 @@ class Picture:
 
     def __str__(self) -> str:
         return self.text
+
+    __repr__ = __str__
 
     def html(self) -> str:
         """The image, its words under it."""
@@ -163,15 +165,25 @@ class Tabular:
 def facts(figures: Mapping[str, Any], head: Sequence[str] = ("figure", "value")) -> list[Any]:
     """Figures by name as parts: plain ones in one table, each table among them by itself.
 
-    What is empty is left out.
+    Entries of a table that have the same figures have a column for each. What is empty is left out.
     """
     tables = {name: v for name, v in figures.items() if isinstance(v, Mapping) and v}
     plain = [(k, v) for k, v in figures.items() if k not in tables and v not in ({}, [], ())]
-    parts: list[Any] = [Table(head, plain)] if plain else []
-    for name, table in tables.items():
-        inner = Table(("name", "value"), list(table.items()))
-        parts.append(Details(f"{name} ({len(table)})", inner))
+    parts: list[Any] = [Table(head, [(k, _cell(v)) for k, v in plain])] if plain else []
+    parts += [Details(f"{name} ({len(table)})", _inner(table)) for name, table in tables.items()]
     return parts
+
+
+def _inner(table: Mapping[str, Any]) -> Table:
+    """A row an entry; where all have the same figures, a column each."""
+    first, *others = (list(v) if isinstance(v, Mapping) else None for v in table.values())
+    if not first or any(other != first for other in others):
+        return Table(("name", "value"), [(k, _cell(v)) for k, v in table.items()])
+    return Table(("name", *first), [(k, *map(_cell, v.values())) for k, v in table.items()])
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _page(inner: str) -> str:

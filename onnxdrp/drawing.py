@@ -212,7 +212,8 @@ class _Sheet:
             if (route.label)
             else ""
         )
-        lines = f"<path class='link' d='{_curve(route.points)}'/>{_arrow(route)}"
+        curve = _curve(route.points)
+        lines = f"<path class='link' {_PLAIN['link']} d='{curve}'/>{_arrow(route)}"
         return f"<g><title>{escaped(told)}</title>{lines}{text}</g>"
 
     def _box(self, index: int, middle: Point, size: Point, lines: list[str]) -> str:
@@ -234,7 +235,7 @@ class _Sheet:
         return (
             f"<g class='{' '.join(kinds)}'><title>{escaped(told)}</title>"
             f"<rect {place} width='{width:.1f}' height='{height:.1f}' rx='{round_:g}' "
-            f"fill='{said[0] if said else plain}'/>{''.join(texts)}</g>"
+            f"fill='{said[0] if said else plain}' {_PLAIN['box']}/>{''.join(texts)}</g>"
         )
 
     def _told(self, box: Box) -> list[str]:
@@ -305,7 +306,7 @@ def _arrow(route: Route) -> str:
     length = math.hypot(tx - x, ty - y) or 1.0
     sx, sy = 3.5 * (ty - y) / length, -3.5 * (tx - x) / length
     corners = f"{x + sx:.1f},{y + sy:.1f} {tx:.1f},{ty:.1f} {x - sx:.1f},{y - sy:.1f}"
-    return f"<polygon class='tip' points='{corners}'/>"
+    return f"<polygon class='tip' {_PLAIN['tip']} points='{corners}'/>"
 
 
 def _svg(layout: Layout, parts: list[str], title: str, legend: list[tuple[str, str]]) -> str:
@@ -315,21 +316,32 @@ def _svg(layout: Layout, parts: list[str], title: str, legend: list[tuple[str, s
         if colour:
             keys.append(f"<rect x='{x:.1f}' y='28' width='14' height='12' fill='{colour}'/>")
             x += 18
-        keys.append(f"<text class='key' x='{x:.1f}' y='38'>{escaped(words)}</text>")
+        keys.append(f"<text class='key' {_PLAIN['key']} x='{x:.1f}' y='38'>{escaped(words)}</text>")
         x += _LETTER * len(words) + 14
     top = 52 if legend else 32
     width = max(layout.width + 2 * _MARGIN, x, _LETTER * len(title) + 2 * _MARGIN)
     height = layout.height + top + _MARGIN
     left = (width - layout.width) / 2
     return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' class='onnxdrp-graph' role='img' "
+        f"<svg xmlns='http://www.w3.org/2000/svg' class='onnxdrp-graph' role='img' {_PLAIN['all']} "
         f"width='{width:.0f}' height='{height:.0f}' viewBox='0 0 {width:.0f} {height:.0f}'>"
         f"<title>{escaped(title)}</title><style>{_STYLE}</style>"
-        f"<rect class='ground' width='100%' height='100%'/>"
-        f"<text class='key' x='{_MARGIN}' y='18'>{escaped(title)}</text>{''.join(keys)}"
+        f"<rect class='ground' {_PLAIN['ground']} width='100%' height='100%'/>"
+        f"<text class='key' {_PLAIN['key']} x='{_MARGIN}' y='18'>{escaped(title)}</text>"
+        f"{''.join(keys)}"
         f"<g transform='translate({left:.1f} {top})'>{''.join(parts)}</g></svg>\n"
     )
 
+
+# what stays where a page takes styles out: they, where they are, have the last word
+_PLAIN = {
+    "all": "fill='#1f2328' font-family='sans-serif' font-size='11' text-anchor='middle'",
+    "ground": "fill='#ffffff'",
+    "key": "text-anchor='start'",
+    "box": "stroke='#6e7781'",
+    "link": "fill='none' stroke='#6e7781'",
+    "tip": "fill='#6e7781'",
+}
 
 _STYLE = """
 .onnxdrp-graph .ground { fill: #ffffff }

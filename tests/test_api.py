@@ -179,6 +179,14 @@ def test_workers_an_executor_and_a_checkpoint_change_no_byte(tmp_path, data):
         onnxdrp.calibrate(Model.from_proto(conv_net()), data, workers=0)
 
 
+def test_a_recipe_that_makes_shapes_static_is_not_told_to(tmp_path, data, caplog):
+    static = {"input_shape": {"x": [1, 3, 8, 8]}, "target": "drp-ai3"}
+    report = onnxdrp.quantize(Model.from_proto(conv_net()), data, **static)
+    again = onnxdrp.run(Model.from_proto(conv_net()), report.recipe, data)
+    assert again.warnings == report.warnings
+    assert not [line for line in caplog.messages if "takes static shapes" in line]
+
+
 def test_options_of_calibration_stand_in_the_recipe(tmp_path, data):
     ranges = save_ranges(tmp_path / "r.json", Ranges({"x": TensorRange(-2.0, 2.0)}))
     report = onnxdrp.quantize(

@@ -160,6 +160,23 @@ def test_parts_within_parts_stay_parts():
     ]  # fmt: skip
 
 
+def test_entries_with_the_same_figures_have_a_column_each():
+    layers = {"a": {"before": 0.123456, "after": 2}, "b": {"before": 0.5, "after": 3}}
+    (part,) = facts({"layers": layers})
+    assert part.title == "layers (2)"
+    assert part.part.head == ("name", "before", "after")
+    assert part.part.rows == [("a", "0.1235", 2), ("b", "0.5", 3)]
+    for table in ({"a": {"x": 1}, "b": {"y": 1}}, {"a": {"x": 1}, "b": 2}, {"a": {}, "b": {}}):
+        (part,) = facts({"layers": table})
+        assert part.part.head == ("name", "value")
+        assert len(part.part.rows) == 2
+
+
+def test_a_picture_is_its_words_where_there_are_no_pictures():
+    shown = heat_map(Mask(np.eye(4, dtype=bool)))
+    assert repr(shown) == str(shown) == "4x4: 4 of 16 kept; dark is kept"
+
+
 def test_escaped_text_is_xml_whatever_it_was():
     import xml.etree.ElementTree as ET
 

@@ -186,6 +186,18 @@ def test_sqnr_is_that_of_the_tensor_also_behind_qdq():
         onnxdrp.draw(model, color="sqnr", comparison=Comparison({"y": bad}, None))
 
 
+def test_a_picture_is_read_where_a_page_takes_its_style_out():
+    root = ET.fromstring(onnxdrp.draw(Model.from_proto(conv_net())).svg)
+    assert root.get("text-anchor") == "middle"
+    assert root.get("font-family")
+    assert {e.get("fill") for e in root.iter(f"{SVG}path")} == {"none"}
+    assert all(e.get("stroke") for e in root.iter(f"{SVG}path"))
+    boxes = [e for g in root.iter(f"{SVG}g") for e in g.findall(f"{SVG}rect")]
+    assert len(boxes) == 10
+    assert all(e.get("fill") != e.get("stroke") and e.get("stroke") for e in boxes)
+    assert root.find(f"{SVG}rect[@class='ground']").get("fill") == "#ffffff"
+
+
 def test_hostile_names_are_text_in_the_picture():
     name = "</text><script>alert(1)</script>\"'&\\N\x01"
     nodes = [helper.make_node("Relu", ["x"], [name], name), helper.make_node("Relu", [name], ["y"])]

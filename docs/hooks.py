@@ -1,6 +1,7 @@
 """What MkDocs builds that is in no file of docs/: the front page, the command line, the API.
 
-- README.md, CONTRIBUTING.md, CHANGELOG.md and models/README.md become pages; links are turned.
+- README.md, CONTRIBUTING.md, CHANGELOG.md and the READMEs of models/ and notebooks/ become pages;
+  links are turned.
 - cli.md is written from click's own commands.
 - mkdocstrings reads docstrings without running code, so the package is laid out for it as it is
   installed, passes/ and datareaders/ inside, in a temporary folder.
@@ -26,6 +27,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "models/README.md": "models.md",
+    "notebooks/README.md": "examples.md",
 }
 _LINK = re.compile(r"\[(?P<words>[^\]]*)\]\((?!https?:|#)(?P<target>[^)#]+)(?P<anchor>#[^)]*)?\)")
 _laid_out: list[tempfile.TemporaryDirectory[str]] = []

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from builders import conv_net, make_model, normal, value
+from builders import conv_net, deep_net, value
 from click.testing import CliRunner
 from onnx import helper
 from PIL import Image
@@ -30,7 +30,8 @@ from onnxdrp.cli import cli
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-ALL_PAGES = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+OTHERS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/README.md")
+ALL_PAGES = [*PAGES, *(ROOT / name for name in OTHERS)]
 LANGUAGES = {"python", "console", "toml", "text"}
 _FENCE = re.compile(r"(?:<!-- (.*?) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 # what stands in the pages indented, as commands without a fence
@@ -70,26 +71,6 @@ def parsed(arguments: list[str]) -> None:
     cli.make_context("onnxdrp", arguments[: where + 1]).close()
     name = arguments[where]
     cli.commands[name].make_context(name, arguments[where + 1 :]).close()
-
-
-def deep_net() -> onnx.ModelProto:
-    """A classifier of four convolutions on [N, 3, 8, 8], so that some may lose channels."""
-    weights = {"conv0.weight": normal([32, 3, 3, 3], 0), "fc.weight": normal([10, 32], 9)}
-    nodes, x = [], "x"
-    for i in range(4):
-        weights.setdefault(f"conv{i}.weight", normal([32, 32, 3, 3], i))
-        nodes.append(
-            helper.make_node("Conv", [x, f"conv{i}.weight"], [f"c{i}"], f"conv{i}", pads=[1] * 4)
-        )
-        nodes.append(helper.make_node("Relu", [f"c{i}"], [f"r{i}"], f"relu{i}"))
-        x = f"r{i}"
-    nodes += [
-        helper.make_node("GlobalAveragePool", [x], ["p"], "pool"),
-        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
-        helper.make_node("Gemm", ["f", "fc.weight"], ["y"], "fc", transB=1),
-    ]
-    inputs, outputs = [value("x", ["N", 3, 8, 8])], [value("y", ["N", 10])]
-    return make_model(nodes, inputs, outputs, weights)
 
 
 def nhwc_net() -> onnx.ModelProto:

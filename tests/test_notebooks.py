@@ -3,9 +3,11 @@
 The rules are those of notebooks/execute.py, which writes them: see `faults` there.
 """
 
+import base64
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +112,7 @@ def test_what_must_not_be_published_is_named() -> None:
         notebook(shown("<Mask object at 0x7f1234567890>", "text/plain")),
         notebook(shown("DeprecationWarning: old", "text/plain")),
         notebook(shown("1", "application/javascript")),
+        notebook(shown("<svg></svg>", "image/svg+xml")),
         notebook(execution_count=2),
         notebook(source=" "),
         notebook(title={"source": "No title"}),
@@ -124,4 +127,15 @@ def test_tables_are_left_without_styles_and_scripts_and_kernels_without_versions
     given.metadata = nbformat.from_dict({"language_info": {"name": "python", "version": "3.12.1"}})
     tidied = execute._tidied(given)
     assert tidied.cells[1].outputs[0].data["text/html"] == "<div><table>1</table></div>"
+    assert list(execute.faults(tidied)) == []
+
+
+def test_drawings_become_images_that_keep_their_style() -> None:
+    svg = "<svg xmlns='http://www.w3.org/2000/svg'><style>rect { fill: red }</style></svg>"
+    tidied = execute._tidied(notebook(shown(svg, "image/svg+xml")))
+    (data,) = (output.data for output in tidied.cells[1].outputs)
+    assert set(data) == {"text/plain", "text/html"}
+    uri, alt = re.fullmatch(r"<img src='([^']*)' alt='([^']*)'>", data["text/html"]).groups()
+    assert base64.b64decode(uri.partition("base64,")[2]).decode() == svg
+    assert alt == "a table"
     assert list(execute.faults(tidied)) == []

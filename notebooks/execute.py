@@ -124,7 +124,7 @@ def _workshop(folder: Path) -> Path:
     """Copies of this folder and of models/ under `folder`; where notebooks are to run."""
     ignored = shutil.ignore_patterns("__pycache__", ".*")
     for source in (HERE, HERE.parent / "models"):
-        shutil.copytree(source, folder / source.name, ignore=ignored)
+        shutil.copytree(source, folder / source.name, ignore=ignored, ignore_dangling_symlinks=True)
     return folder / HERE.name
 
 

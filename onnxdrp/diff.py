@@ -5,7 +5,9 @@ Nodes and tensors are the same if they have the same name. Of each stored tensor
     sparsity   share of zeros                norm   sqrt(sum w^2)
     change     max|w' - w| / max|w|
 
-are of the values as layers see them: of integers behind a DequantizeLinear, what that gives.
+are of the values as layers see them: of integers behind a DequantizeLinear, what that gives. The
+tensors that change most have pictures: what is kept of those that lost weights, and how the values
+lie before and after.
 """
 
 import inspect
@@ -13,17 +15,19 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from onnxdrp.display import Details, Picture, Shown, Table, Tabular
 from onnxdrp.grids import stored_values
+from onnxdrp.masks import Mask
+from onnxdrp.pictures import heat_map, histogram
 from onnxdrp.pipeline import Pass
 from onnxdrp.report import Text
-from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.model import Model
@@ -33,6 +37,9 @@ __all__ = ["Diff", "NodeLine", "Rewiring", "WeightChange", "find_diff"]
 Array = npt.NDArray[Any]
 
 _MOST = 12  # lines of each kind that a str shows
+_PICTURED = 8  # tensors
+_STORED = ("stored tensor", "", "shape", "type", "sparsity", "norm", "largest change")
+_CELLS = 64  # of a picture of a mask, on each side
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,12 @@ class NodeLine:
     outputs: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.op} {self.name!r}: {_names(self.inputs)} -> {_names(self.outputs)}"
+        return f"{self.op} {self.name!r}: {self.links}"
+
+    @property
+    def links(self) -> str:
+        """What it reads, and what it gives."""
+        return f"{_names(self.inputs)} -> {_names(self.outputs)}"
 
 
 @dataclass(frozen=True)
@@ -68,12 +80,17 @@ class Rewiring:
         return self.before.name
 
     def __str__(self) -> str:
+        return f"{self.after.op} {self.name!r}: {self.change}"
+
+    @property
+    def change(self) -> str:
+        """What is new, in words."""
         a, b = self.before, self.after
         parts = [] if a.op == b.op else [f"{a.op} -> {b.op}"]
         for what, old, new in (("reads", a.inputs, b.inputs), ("gives", a.outputs, b.outputs)):
             parts += [f"{what} {_turned(old, new)}"] if old != new else []
         parts += [f"{k}: {_value(x)} -> {_value(y)}" for k, (x, y) in self.attributes.items()]
-        return f"{b.op} {self.name!r}: {'; '.join(parts)}"
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -100,8 +117,8 @@ class WeightChange:
     change: float | None
 
 
-@dataclass(frozen=True)
-class Diff:
+@dataclass(frozen=True, repr=False)
+class Diff(Tabular):
     """What a pass did.
 
     Attributes:
@@ -111,6 +128,7 @@ class Diff:
         removed: nodes that are not there any more.
         rewired: nodes that read, give or are something else.
         weights: stored tensors that differ, in the order of the graph.
+        pictures: {stored tensor: how it changed}, of the few that changed most, these first.
     """
 
     name: str
@@ -119,10 +137,12 @@ class Diff:
     removed: tuple[NodeLine, ...]
     rewired: tuple[Rewiring, ...]
     weights: tuple[WeightChange, ...]
+    pictures: dict[str, tuple[Picture, ...]] = field(default_factory=dict, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it."""
-        found = asdict(self)
+        """Everything but the pictures, as JSON can hold it."""
+        found = asdict(replace(self, pictures={}))
+        del found["pictures"]
         for entry, line in zip(found["rewired"], self.rewired, strict=True):
             entry["attributes"] = {
                 k: [_value(x), _value(y)] for k, (x, y) in line.attributes.items()
@@ -135,29 +155,42 @@ class Diff:
         Args:
             most: lines of each kind; None: all.
         """
-        parts = [self.explanation] if self.explanation else []
-        kinds: tuple[tuple[str, Sequence[object], Counter[str]], ...] = (
-            ("removed", self.removed, Counter(n.op for n in self.removed)),
-            ("added", self.added, Counter(n.op for n in self.added)),
-            ("rewired", self.rewired, Counter(n.after.op for n in self.rewired)),
-        )
-        for what, lines, operators in kinds:
+        parts: list[Any] = [*f"{self.name}: {self.explanation}".rstrip(": ").splitlines()]
+        plain = ("op", "node", "reads -> gives")
+        for what, head, lines in (
+            ("removed", plain, [(n.op, n.name, n.links) for n in self.removed]),
+            ("added", plain, [(n.op, n.name, n.links) for n in self.added]),
+            ("rewired", ("op", "node", "what is new"),
+             [(r.after.op, r.name, r.change) for r in self.rewired]),
+        ):  # fmt: skip
             if lines:
-                of = ", ".join(f"{n} {op}" for op, n in sorted(operators.items()))
-                shown = [f"  {line}" for line in lines[:most]]
-                parts.append("\n".join([f"{what}: {of}", *shown, *_more(lines, most)]))
+                of = ", ".join(
+                    f"{n} {op}" for op, n in sorted(Counter(x[0] for x in lines).items())
+                )
+                parts += ["", Details(f"{what}: {of}", Table(head, lines[:most]))]
+                parts += _more(lines, most)
         if self.weights:
-            rows = [_row(w) for w in self.weights[:most]]
-            head = ("stored tensor", "", "shape", "type", "sparsity", "norm", "largest change")
-            parts.append("\n".join([text_table(head, rows), *_more(self.weights, most)]))
+            parts += ["", Table(_STORED, [_row(w) for w in self.weights[:most]])]
+            parts += _more(self.weights, most)
         if not (self.added or self.removed or self.rewired or self.weights):
-            parts.append("graph and stored tensors are as before")
-        return Text(f"{self.name}: " + "\n\n".join(parts))
+            parts += ["", "graph and stored tensors are as before"]
+        return Shown(*parts)
 
     def __str__(self) -> str:
         return self.table(_MOST)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        changes = {w.name: w.change for w in self.weights}
+        parts: list[Any] = [
+            Details(f"{name}{_by(changes.get(name))}", Shown(*pictures))
+            for name, pictures in self.pictures.items()
+        ]
+        left = sum(w.what == "changed" for w in self.weights) - len(parts)
+        if parts and left:
+            parts.append(f"the other {left} tensors changed less, and have no picture")
+        return Shown(self.table(), *parts)._repr_html_()
 
 
 def find_diff(step: Pass, before: "Model", after: "Model") -> Diff:
@@ -177,7 +210,8 @@ def find_diff(step: Pass, before: "Model", after: "Model") -> Diff:
         tuple(_line(node) for name, node in new.items() if name not in old),
         tuple(_line(node) for name, node in old.items() if name not in new),
         tuple(found for a, b in pairs if (found := _rewiring(a, b)) is not None),
-        tuple(_weights(before, after)),
+        (weights := tuple(_weights(before, after))),
+        _pictures(weights, before, after),
     )
 
 
@@ -242,6 +276,34 @@ def _weights(before: "Model", after: "Model") -> list[WeightChange]:
             )
         )
     return found
+
+
+def _pictures(
+    weights: Sequence[WeightChange], before: "Model", after: "Model"
+) -> dict[str, tuple[Picture, ...]]:
+    """Of the tensors of floats that changed most; those of another shape first."""
+    changed = [
+        w
+        for w in weights
+        if w.what == "changed" and w.change != 0 and math.prod(w.shape[1] or ()) > 1
+    ]
+    changed.sort(key=lambda w: math.inf if w.change is None else w.change, reverse=True)
+    tensors = before.tensors(), after.tensors()
+    found = {}
+    for weight in changed[:_PICTURED]:
+        x, y = (
+            _seen(model, t[weight.name])[1]
+            for model, t in zip((before, after), tensors, strict=True)
+        )
+        if x is not None and y is not None and x.dtype.kind == y.dtype.kind == "f":
+            lost = np.count_nonzero(y) < np.count_nonzero(x)
+            masks = [heat_map(Mask(y != 0), _CELLS)] if lost else []
+            found[weight.name] = (*masks, histogram(x, y))
+    return found
+
+
+def _by(change: float | None) -> str:
+    return "" if change is None else f": changed by {change:.3g} of its largest value"
 
 
 def _seen(model: "Model", tensor: gs.Tensor | None) -> tuple[str | None, Array | None]:

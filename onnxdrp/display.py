@@ -8,6 +8,7 @@ Whatever comes from a model is escaped here: this file alone knows HTML.
 
 import html
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -110,7 +111,7 @@ class Details:
     """A part that is closed until somebody opens it; the text has it whole."""
 
     title: str
-    part: "Table | Picture"
+    part: "Table | Picture | Shown"
 
     def __str__(self) -> str:
         return f"{self.title}\n{self.part}"
@@ -146,12 +147,12 @@ class Shown(Text):
         return _page(self.html())
 
 
-class Tabular:
+class Tabular(ABC):
     """Whatever has a `table` shows it: as text, and in notebooks as HTML."""
 
+    @abstractmethod
     def table(self) -> Text:
         """All of it as text."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return self.table()

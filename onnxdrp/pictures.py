@@ -1,12 +1,13 @@
-"""Small pictures: what a mask keeps, and how the values of a weight lie, before and after.
+"""Small pictures: what a mask keeps, and how the values of a tensor lie, before and after.
 
-Pictures are of bounded size, whatever the weight's: a mask is pooled to at most 256 cells a side. A
+Pictures are of bounded size, whatever the tensor's: a mask is pooled to at most 256 cells a side. A
 cell is as dark as the share of its weights that is kept; cells are 1, 2, 4, 8, 16, 32 or some 32
 weights wide, so that blocks of 32 keep their edges.
 """
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,14 @@ _BINS, _WIDTH, _HEIGHT = 60, 360, 130
 _BEFORE, _AFTER = "#0072b2", "#d55e00"  # of Okabe and Ito's palette
 
 
-def heat_map(mask: Mask) -> Picture:
-    """What a mask keeps: outputs (axis 0) down, kernel positions by inputs (axis 1) across."""
-    shares = _pooled(mask.keep)
+def heat_map(mask: Mask, cells: int = _CELLS) -> Picture:
+    """What a mask keeps: outputs (axis 0) down, kernel positions by inputs (axis 1) across.
+
+    Args:
+        mask: of a weight.
+        cells: at most, on each side; 64 of them take 5 kB at most.
+    """
+    shares = _pooled(mask.keep, cells)
     height, width = shares.shape
     zoom = max(1, _SHOWN // max(shares.shape))
     shape = "x".join(map(str, mask.shape))
@@ -37,22 +43,22 @@ def heat_map(mask: Mask) -> Picture:
     return Picture(_png(shares), text, (zoom * width, max(8, zoom * height)))
 
 
-def _pooled(keep: Array) -> Array:
-    """The share kept in each cell, [rows, columns], at most 256 each."""
+def _pooled(keep: Array, cells: int) -> Array:
+    """The share kept in each cell, [rows, columns], at most so many each."""
     keep = keep.reshape(1, -1) if keep.ndim < 2 else keep
-    rows = _starts(keep.shape[0])
+    rows = _starts(keep.shape[0], cells)
     counts = np.add.reduceat(keep, rows, axis=0, dtype=np.int32)
     counts = np.moveaxis(counts, 1, -1).reshape(len(rows), -1)
-    columns = _starts(counts.shape[1])
+    columns = _starts(counts.shape[1], cells)
     sums = np.add.reduceat(counts, columns, axis=1, dtype=np.int64)
     sizes = np.outer(np.diff(rows, append=keep.shape[0]), np.diff(columns, append=counts.shape[1]))
     shares: Array = sums / sizes
     return shares
 
 
-def _starts(count: int) -> Array:
+def _starts(count: int, cells: int) -> Array:
     """Where cells begin."""
-    wide = -(-count // _CELLS)
+    wide = -(-count // cells)
     step = 1 << (wide - 1).bit_length() if wide <= _RUN else -(-wide // _RUN) * _RUN
     return np.arange(0, count, step)
 
@@ -82,29 +88,49 @@ def runs(mask: Mask, length: int = _RUN) -> Table:
     return Table(("blocks of", "pruned whole", "kept whole", "in part"), rows)
 
 
-def histogram(before: Array, after: Array) -> Picture:
-    """How the values of a weight lie, before and after; zeros are told, not drawn."""
-    sides = [side[np.isfinite(side) & (side != 0)] for side in (before, after)]
-    ends = [float(end) for side in sides if side.size for end in (side.min(), side.max())]
-    low, high = (min(ends), max(ends)) if ends else (0.0, 0.0)
-    counts = [np.histogram(side, _BINS, (low, high))[0] for side in sides]
+def histogram(
+    before: Array | None,
+    after: Array | None,
+    names: tuple[str, str] = ("before", "after"),
+    ends: Sequence[float] = (),
+) -> Picture:
+    """How the values of a tensor lie, before and after; zeros are told, not drawn.
+
+    Args:
+        before: filled, in blue; None: there is none.
+        after: a line, in orange; None: there is none.
+        names: of both sides.
+        ends: of a range, drawn as upright lines.
+    """
+    values = [np.zeros(0) if side is None else np.asarray(side) for side in (before, after)]
+    drawn = [side[np.isfinite(side) & (side != 0)] for side in values]
+    extremes = [float(end) for side in drawn if side.size for end in (side.min(), side.max())]
+    extremes += [float(end) for end in ends]
+    low, high = (min(extremes), max(extremes)) if extremes else (0.0, 0.0)
+    counts = [np.histogram(side, _BINS, (low, high))[0] for side in drawn]
     text = "; ".join(
         f"{name} ({colour}) {np.mean(side == 0) if side.size else 0:.1%} zeros, "
         f"{side.min() if side.size else 0:.3g} to {side.max() if side.size else 0:.3g}"
-        for name, colour, side in (("before", "blue", before), ("after", "orange", after))
+        for name, colour, side, given in zip(
+            names, ("blue", "orange"), values, (before, after), strict=True
+        )
+        if given is not None
     )
-    svg = _histogram_svg(counts, f"{low:.3g}", f"{high:.3g}")
+    places = [(end - low) / (high - low) for end in ends if high > low]
+    said = f"; range {' to '.join(f'{end:.4g}' for end in ends)}" if ends else ""
+    svg = _histogram_svg(counts, f"{low:.3g}", f"{high:.3g}", places)
     uri = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-    return Picture(uri, text, (_WIDTH, _HEIGHT))
+    return Picture(uri, text + said, (_WIDTH, _HEIGHT))
 
 
-def _histogram_svg(counts: list[Array], low: str, high: str) -> str:
+def _histogram_svg(counts: list[Array], low: str, high: str, places: Sequence[float]) -> str:
     top = max(1, *(int(side.max()) for side in counts))
     base = _HEIGHT - 18
+    lines = (f"M{min(max(1.0, p * _WIDTH), _WIDTH - 1):.1f} 4V{base}" for p in places)
     parts = [
         f"<path d='{_steps(counts[0] / top, base)}' fill='{_BEFORE}' fill-opacity='.35'/>",
         f"<path d='{_steps(counts[1] / top, base)}' fill='none' stroke='{_AFTER}'/>",
-        f"<path d='M0 {base}H{_WIDTH}' stroke='#8b949e'/>",
+        f"<path d='M0 {base}H{_WIDTH}{''.join(lines)}' stroke='#8b949e'/>",
         f"<text x='2' y='{_HEIGHT - 5}'>{escaped(low)}</text>",
         f"<text x='{_WIDTH - 2}' y='{_HEIGHT - 5}' text-anchor='end'>{escaped(high)}</text>",
     ]

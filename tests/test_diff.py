@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from builders import conv_net, feeds_for
+from builders import conv_net, feeds_for, mlp
 from quantizing import Feeds
 from toy_passes import Nothing, Prune, Scale
 
@@ -66,9 +66,15 @@ def test_nodes_added_rewired_and_attributes_are_told() -> None:
     ]  # fmt: skip
     text = str(found)
     assert "Relu -> Clip; reads r1" not in text
-    assert "Clip 'relu1': Relu -> Clip; reads h1 -> h1, low, high" in text
-    assert "Flatten 'flatten': reads p -> p_abs" in text
-    assert "Conv 'conv1': pads: [1, 1, 1, 1] -> [0, 0, 0, 0]" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "added: 1 Abs" in lines
+    assert "Abs abs p -> p_abs" in lines
+    assert "rewired: 1 Clip, 1 Conv, 1 Flatten" in lines
+    assert "Clip relu1 Relu -> Clip; reads h1 -> h1, low, high" in lines
+    assert "Flatten flatten reads p -> p_abs" in lines
+    assert "Conv conv1 pads: [1, 1, 1, 1] -> [0, 0, 0, 0]" in lines
+    assert str(by_name["flatten"]) == "Flatten 'flatten': reads p -> p_abs"
+    assert str(found.added[0]) == "Abs 'abs': p -> p_abs"
     plain = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert plain["added"][0]["name"] == "abs"
     assert {r["before"]["name"]: r["attributes"] for r in plain["rewired"]}["conv1"] == {
@@ -95,6 +101,45 @@ def test_weights_are_told_with_sparsity_norm_and_largest_change() -> None:
     assert weight.change == pytest.approx(3.0)
     assert weight.shape == ((10, 32), (10, 32))
     assert (pruned.added, pruned.removed, pruned.rewired) == ((), (), ())
+    (mask, values) = pruned.pictures["conv2.weight"]
+    assert f"{keep.sum():,} of {keep.size:,} kept" in mask.text
+    assert f"after (orange) {1 - keep.mean():.1%} zeros" in values.text
+    (values,) = scaled.pictures["fc.weight"]  # nothing was pruned
+    assert values.uri.startswith("data:image/svg+xml")
+    assert "pictures" not in pruned.as_dict()
+
+
+@dataclass(frozen=True)
+class PruneAll(Pass):
+    """Prune each layer a little more than the one before it."""
+
+    name: ClassVar[str] = "prune-all"
+
+    def run(self, model: Model, ctx: PassContext) -> PassResult:
+        rng = np.random.default_rng(0)
+        for i in range(40):
+            weight = model.weight(f"fc{i}.weight").copy()
+            order = np.argsort(np.abs(weight), axis=None)[: (i + 1) * weight.size // 45]
+            weight.reshape(-1)[rng.permutation(order)] = 0
+            model.set_weight(f"fc{i}.weight", weight)
+        return PassResult(modified=True)
+
+
+def test_pictures_are_few_and_small_however_many_layers_there_are() -> None:
+    model = Model.from_proto(mlp(*[256] * 41))
+    (record,) = PassManager([PruneAll()], [Snapshots()]).run(model).records
+    found = record.diff
+    assert len(found.weights) == 40
+    largest = sorted(found.weights, key=lambda w: -(w.change or 0))[:8]
+    assert list(found.pictures) == [w.name for w in largest]
+    assert largest[0].change != largest[-1].change
+    assert all(len(p.uri) < 8_000 for pictures in found.pictures.values() for p in pictures)
+    html = found._repr_html_()
+    assert html.count("<details>") == 8
+    assert html.count("<img") == 16
+    assert "the other 32 tensors changed less" in html
+    assert len(html) < 120_000
+    assert "<img" not in str(found)
 
 
 def test_what_is_fused_and_quantized_is_seen_as_layers_see_it() -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import pickle
+import re
 from html.parser import HTMLParser
 from urllib.parse import urlparse
 
@@ -10,11 +11,16 @@ import numpy as np
 import pytest
 from builders import conv_net
 from PIL import Image
+from toy_passes import Nothing
 
 from onnxdrp.channels.candidates import SubnetScore
 from onnxdrp.channels.front import Front, NetPoint
 from onnxdrp.channels.sensitivity import ChannelSensitivity
-from onnxdrp.display import Details, Picture, Shown, Table, escaped, facts
+from onnxdrp.debugging import Activation, Bisection, Inputs, Trace
+from onnxdrp.debugging.bisection import PassFigure, TensorFigure
+from onnxdrp.debugging.inputs import Channel, Norm
+from onnxdrp.diff import Diff, NodeLine, Rewiring, WeightChange
+from onnxdrp.display import Details, Picture, Shown, Table, Tabular, escaped, facts
 from onnxdrp.evaluation import Comparison
 from onnxdrp.masks import Mask
 from onnxdrp.model import Model
@@ -22,6 +28,7 @@ from onnxdrp.observers import ErrorStats
 from onnxdrp.passes.clean import Clean
 from onnxdrp.pictures import heat_map, histogram, runs
 from onnxdrp.pipeline import PassManager, PassRecord
+from onnxdrp.quantization import QuantParams
 from onnxdrp.ranges import Ranges, TensorRange
 from onnxdrp.report import Text
 from onnxdrp.summary import summarize_layers
@@ -66,6 +73,18 @@ def point(name):
     return NetPoint(0, 3.0, 10, 5, {}, {}, {}, name, SubnetScore(None, 3.0))
 
 
+class Named(Nothing):
+    """A pass with a name of one's own."""
+
+    def __init__(self, name):
+        object.__setattr__(self, "name", name)
+
+    def options(self):
+        return {}
+
+
+VALUES = np.linspace(-1, 2, 6, dtype=np.float32)
+TENSOR = TensorFigure(HOSTILE, "Conv", HOSTILE, 3.0, None, float("inf"))
 SHOWN = {
     "ranges": Ranges({HOSTILE: TensorRange(-1.0, 2.0)}),
     "comparison": Comparison(
@@ -77,7 +96,23 @@ SHOWN = {
     "channel sensitivity": ChannelSensitivity({HOSTILE: {0.5: 0.9}}),
     "record": PassRecord(0, HOSTILE, {}, stats={"skipped": {HOSTILE: HOSTILE}, "rate": 0.5}),
     "front": Front((point("n"),), "sqnr", "macs", 10),
+    "diff": Diff(
+        HOSTILE,
+        HOSTILE,
+        (NodeLine(HOSTILE, "Conv", (HOSTILE,), ()),),
+        (),
+        (Rewiring(NodeLine(HOSTILE, "A", (), ()), NodeLine(HOSTILE, "B", (), ()), {}),),
+        (WeightChange(HOSTILE, "changed", ((2,), (2,)), ("f", "f"), (0, 0), (1, 1), 0.5),),
+    ),
+    "bisection": Bisection(
+        *("sqnr", 20.0, (PassFigure(0, HOSTILE, True, 3.0),), PassFigure(0, HOSTILE, True, 3.0)),
+        *("", (TENSOR,) * 20, TENSOR),
+    ),
+    "activation": Activation(HOSTILE, HOSTILE, (0, 1), VALUES, VALUES * np.float32(1.01)),
+    "inputs": Inputs(2, (Channel(HOSTILE, 0, *VALUES[:4]),), (Norm(HOSTILE, 3.0, 1.0),)),
+    "trace": Trace([Named(HOSTILE)], Model.from_proto(conv_net())),
 }
+PICTURED = ("activation",)
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -89,9 +124,12 @@ def test_what_comes_from_a_model_is_text_and_nothing_else(name):
     assert "alert('$x$')</script>" not in text
     assert "mathjax_ignore" in text
     assert "\x00" not in text
-    assert page.addresses == []
+    assert [a.partition(",")[0] for a in page.addresses] == (
+        ["data:image/svg+xml;base64"] if name in PICTURED else []
+    )
     if name != "front":
-        assert HOSTILE.replace("\x00", "\ufffd") in page.cells
+        inert = HOSTILE.replace("\x00", "\ufffd")
+        assert any(inert in cell for cell in page.cells)
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -99,8 +137,41 @@ def test_the_plain_twin_is_what_is_printed(name):
     shown = SHOWN[name]
     assert repr(shown) == str(shown)
     assert "<table" not in repr(shown)
-    if name != "record":
+    if name == "bisection":
+        assert str(shown) == str(shown.table(12))
+        assert len(shown.table()) > len(str(shown))
+    elif name != "record":
         assert str(shown) == str(shown.table())
+
+
+def test_whatever_is_tabular_has_a_table():
+    class Bare(Tabular):
+        pass
+
+    with pytest.raises(TypeError, match="table"):
+        Bare()
+
+
+def test_a_bisection_shows_the_lines_around_the_tensor_and_all_of_them_on_demand():
+    found = SHOWN["bisection"]
+    html = found._repr_html_()
+    assert html.count("<details>") == 1
+    assert "all 20 tensors" in html
+    assert "pass 000" in html
+
+
+def test_an_activation_draws_both_sides_and_the_range_that_it_is_rounded_to():
+    grid = QuantParams(np.float32(0.5), np.uint8(0), "uint8")
+    values = np.linspace(-3, 3, 50, dtype=np.float32)
+    seen = Activation("t", "insert-qdq", (0,), values, values, values, grid)
+    (alt,) = re.findall("alt='([^']*)'", seen._repr_html_())
+    assert alt.startswith("float (blue)")
+    assert "after insert-qdq (orange)" in alt
+    assert alt.endswith("range 0 to 127.5")
+    codes = Activation("t", "p", (), np.arange(3), None)
+    assert "<img" not in codes._repr_html_()
+    half = Activation("t", "p", (), values, None)
+    assert "orange" not in half._repr_html_()
 
 
 def test_a_model_shows_its_ends_and_operators_and_is_one_line_in_a_list():
@@ -243,5 +314,11 @@ def test_a_histogram_tells_zeros_and_draws_the_rest():
     fill, line = (part.partition("'")[0] for part in svg.split("<path d='")[1:3])
     assert fill != line
     assert fill.count("V") == line.count("V") == 61
+    assert histogram(before, None).text == "before (blue) 0.0% zeros, -1 to 3"
+    ranged = histogram(before, after, ("float", "rounded"), ends=(-1.0, 2.0))
+    assert "float (blue)" in ranged.text
+    assert ranged.text.endswith("; range -1 to 2")
+    svg = base64.b64decode(ranged.uri.partition(",")[2]).decode()
+    assert "M1.0 4V112M270.0 4V112" in svg  # -1 and 2 of -1 to 3, across 360
     histogram(np.zeros(5), np.zeros(0))
     histogram(np.full(3, np.nan), np.ones(2))

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.fidelity import Error, ErrorStats
 from onnxdrp.grids import find_rounding, saturated, stored_values
 from onnxdrp.observe import Tap, observe
 from onnxdrp.observers import Histogram
+from onnxdrp.pictures import histogram
 from onnxdrp.quantization import QuantParams, Range
 from onnxdrp.report import Text
-from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -40,8 +41,8 @@ _BINS = 32  # on each side of zero
 _WIDE = 40  # letters of the longest bar
 
 
-@dataclass(frozen=True, eq=False)
-class Activation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Activation(Tabular):
     """A tensor in two models.
 
     Attributes:
@@ -130,11 +131,26 @@ class Activation:
 
     def table(self) -> Text:
         """Figures of both models, the grid, the error, and the histograms as bars."""
+        return Shown(*self._parts(), *self._bars())
+
+    def _repr_html_(self) -> str:
+        before, after = (
+            side if side is not None and side.dtype.kind == "f" else None
+            for side in (self.original, self.values)
+        )
+        if before is None and after is None:
+            return Shown(*self._parts())._repr_html_()
+        grid = self.grid.interval if self.grid is not None else self.calibrated
+        ends = () if grid is None else (grid.low, grid.high)
+        names = "float", f"after {self.at}"
+        return Shown(*self._parts(), histogram(before, after, names, ends))._repr_html_()
+
+    def _parts(self) -> list[Any]:
         head = ("", "shape", "type", "lowest", "highest", "mean", "deviation")
         sides = (("float", self.original), (f"after {self.at}", self.values))
         rows = [_row(side, values) for side, values in sides if values is not None]
         of = f"on {len(self.samples)} samples" if self.samples else "stored"
-        lines = [f"{self.name!r}, {of}", "", text_table(head, rows), ""]
+        lines: list[Any] = [f"{self.name!r}, {of}", "", Table(head, rows), ""]
         if self.grid is not None:
             lines.append(_say_grid(self.grid))
         if self.calibrated is not None:
@@ -152,14 +168,9 @@ class Activation:
             lines.append(f"SQNR {error.sqnr_db:.1f} dB, largest error {error.max_abs_error:.4g}")
         else:
             lines.append("not comparable: only one model has it, or the shapes differ")
-        return Text("\n".join([*lines, *self._bars()]))
+        return lines
 
-    def __str__(self) -> str:
-        return self.table()
-
-    __repr__ = __str__
-
-    def _bars(self) -> list[str]:
+    def _bars(self) -> list[Any]:
         found = self.histogram(8)
         if not found:
             return []
@@ -174,7 +185,7 @@ class Activation:
             for i in range(used[0], used[-1] + 1)
         ]
         names = {"original": "float", "values": f"after {self.at}"}
-        return ["", text_table(("from", *(names[side] for side in found)), rows)]
+        return ["", Table(("from", *(names[side] for side in found)), rows)]
 
 
 @dataclass

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from onnxdrp.display import Details, Shown, Table, Tabular
 from onnxdrp.errors import DataError, ModelError, OptionError
 from onnxdrp.evaluation import Comparison, compare_models
 from onnxdrp.fidelity import ErrorStats
 from onnxdrp.jumps import Jump, outputs_behind
 from onnxdrp.report import Text
-from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -76,8 +76,8 @@ class TensorFigure:
     after_db: float | None
 
 
-@dataclass(frozen=True)
-class Bisection:
+@dataclass(frozen=True, repr=False)
+class Bisection(Tabular):
     """Where the error comes from.
 
     Attributes:
@@ -147,27 +147,35 @@ class Bisection:
              self._say(p.value) if p.modified else "-")
             for p in self.passes
         ]  # fmt: skip
-        parts = [text_table(head, rows)]
+        parts: list[Any] = [Table(head, rows)]
         if self.tensors:
             named = self.tensors.index(self.tensor) if self.tensor in self.tensors else 0
             first = 0 if most is None else max(0, min(named - most // 3, len(self.tensors) - most))
             shown = self.tensors[first:][:most]
-            lines = [
-                ("->" if t == self.tensor else "", t.node, t.op, t.tensor,
-                 *map(_decibels, (t.pass_db, t.before_db, t.after_db)))
-                for t in shown
-            ]  # fmt: skip
-            parts.append(text_table(("", "node", "op", "tensor", *_COLUMNS), lines))
+            parts += ["", self._lines(shown)]
             left = len(self.tensors) - len(shown)
-            parts += [f"{left} more tensors are in table()"] if left else []
+            parts += ["", f"{left} more tensors are in table()"] if left else []
             alone = f"{self.alone} activations that only one of the models has are not compared"
-            parts += [alone] if self.alone else []
-        return Text("\n\n".join([*parts, self.verdict]))
+            parts += ["", alone] if self.alone else []
+        return Shown(*parts, "", *self.verdict.splitlines())
 
     def __str__(self) -> str:
         return self.table(_MOST)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        whole = Details(f"all {len(self.tensors)} tensors", self._lines(self.tensors))
+        more = [whole] if len(self.tensors) > _MOST else []
+        return Shown(self.table(_MOST), *more)._repr_html_()
+
+    def _lines(self, tensors: "Sequence[TensorFigure]") -> Table:
+        lines = [
+            ("->" if t == self.tensor else "", t.node, t.op, t.tensor,
+             *map(_decibels, (t.pass_db, t.before_db, t.after_db)))
+            for t in tensors
+        ]  # fmt: skip
+        return Table(("", "node", "op", "tensor", *_COLUMNS), lines)
 
     def _say(self, value: float) -> str:
         return f"{value:.1f} dB" if self.what == "sqnr" else f"{100 * value:.2f} %"

@@ -33,12 +33,12 @@ import numpy.typing as npt
 
 from onnxdrp.batches import pieces, static_batch
 from onnxdrp.dataflow import ordered
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import DataError
 from onnxdrp.evaluation import has_classes
 from onnxdrp.moments import ChannelMoments
 from onnxdrp.observe import Tap, observe
 from onnxdrp.report import Text
-from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -107,8 +107,8 @@ class Answers:
     top1: float | None = None
 
 
-@dataclass(frozen=True)
-class Inputs:
+@dataclass(frozen=True, repr=False)
+class Inputs(Tabular):
     """What a reader feeds, and signs of whether it is what the model was trained on.
 
     Attributes:
@@ -183,14 +183,14 @@ class Inputs:
             for side, found in sides for c in found.channels
         ]  # fmt: skip
         head = ("", "input", "channel", "mean", "deviation", "lowest", "highest")
-        parts = [text_table(head, rows)]
+        parts: list[Any] = [Table(head, rows)]
         norms = [
             (side, n.node, f"{n.shift:.2f}", f"{n.spread:.2f}", "" if n.fits else "off")
             for side, found in sides
             for n in _shown(found.norms)
         ]
         if norms:
-            parts.append(text_table(("", "BatchNormalization", "shift", "spread", ""), norms))
+            parts += ["", Table(("", "BatchNormalization", "shift", "spread", ""), norms)]
         if self.answers:
             lines = [
                 (f"{side} {a.variant}".strip(), f"{a.information:.2f}", f"{a.entropy:.2f}",
@@ -198,15 +198,10 @@ class Inputs:
                 for side, found in sides for a in found.answers
             ]  # fmt: skip
             columns = ("answers to the data", "information", "entropy", "confidence", "top-1 %")
-            parts.append(text_table(columns, lines))
+            parts += ["", Table(columns, lines)]
         said = [f"sign: {sign}" for sign in self.signs]
         nothing = f"nothing speaks against the data, on {self.samples} samples"
-        return Text("\n\n".join([*parts, "\n".join(said) or nothing]))
-
-    def __str__(self) -> str:
-        return self.table()
-
-    __repr__ = __str__
+        return Shown(*parts, "", *(said or [nothing]))
 
 
 @dataclass(frozen=True, eq=False)

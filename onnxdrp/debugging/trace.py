@@ -10,12 +10,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from onnxdrp.display import Shown, Table, Tabular
 from onnxdrp.errors import DataError, OptionError
 from onnxdrp.instruments import Snapshots
 from onnxdrp.options import near
 from onnxdrp.pipeline import Instrument, Pass, PassContext, PassManager, PassRecord
 from onnxdrp.report import Report, Text
-from onnxdrp.tables import text_table
 
 if TYPE_CHECKING:
     from onnxdrp.datareaders import DataReader
@@ -45,7 +45,7 @@ class _State:
         return self.model.clone(), self.ctx.copy()
 
 
-class Trace:
+class Trace(Tabular):
     """Passes one at a time, back and forth.
 
     Nothing has run as yet. A place is named by the pass that was the last to run: by its number, as
@@ -260,12 +260,7 @@ class Trace:
             figures = (nodes, weights or "-", f"{record.bytes[1]:,}", f"{record.seconds:.2f}")
             rows.append((arrow, f"{number:03d}", step.name, *figures))
         head = ("", "#", "pass", "nodes", "weights", "bytes", "seconds")
-        return Text(text_table(head, rows))
-
-    def __str__(self) -> str:
-        return self.table()
-
-    __repr__ = __str__
+        return Shown(Table(head, rows))
 
     # ------------------------------------------------------------------------------------ running
 

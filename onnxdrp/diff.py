@@ -281,13 +281,13 @@ def _weights(before: "Model", after: "Model") -> list[WeightChange]:
 def _pictures(
     weights: Sequence[WeightChange], before: "Model", after: "Model"
 ) -> dict[str, tuple[Picture, ...]]:
-    """Of the tensors of floats that changed most; those of another shape first."""
+    """Of the tensors of floats that changed most, in value or sparsity; another shape first."""
     changed = [
         w
         for w in weights
         if w.what == "changed" and w.change != 0 and math.prod(w.shape[1] or ()) > 1
     ]
-    changed.sort(key=lambda w: math.inf if w.change is None else w.change, reverse=True)
+    changed.sort(key=_extent, reverse=True)
     tensors = before.tensors(), after.tensors()
     found = {}
     for weight in changed[:_PICTURED]:
@@ -300,6 +300,14 @@ def _pictures(
             masks = [heat_map(Mask(y != 0), _CELLS)] if lost else []
             found[weight.name] = (*masks, histogram(x, y))
     return found
+
+
+def _extent(weight: WeightChange) -> float:
+    """By values alone, a tensor of which one channel is left would come last: it is the largest."""
+    if weight.change is None:
+        return math.inf
+    before, after = weight.sparsity
+    return max(weight.change, abs((after or 0.0) - (before or 0.0)))
 
 
 def _by(change: float | None) -> str:

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.evaluation import Comparison, compare_models
-from onnxdrp.geometry import WeightGeometry, to_slabs
+from onnxdrp.geometry import WeightGeometry
 from onnxdrp.layers import by_weight, layers
 from onnxdrp.observe import BadSample
+from onnxdrp.pictures import kept_shares
 from onnxdrp.summary import LayerSummary, Summary, summarize_layers
 
 if TYPE_CHECKING:
@@ -223,21 +224,11 @@ def mask_picture(keep: npt.NDArray[np.bool_], geometry: WeightGeometry | None = 
 
     Args:
         keep: bool, of the weight's shape.
-        geometry: of the weight; None: its first axis is taken for the outputs.
+        geometry: of the weight; None: its first axis is of outputs, the second of inputs.
     """
     if not keep.size:
         return []
-    matrix = keep.reshape(keep.shape[0], -1) if keep.ndim > 1 else keep.reshape(1, -1)
-    if geometry is not None and geometry.aligned:
-        groups, outputs, slabs, block = geometry.view_shape
-        matrix = to_slabs(keep, geometry).reshape(groups * outputs, slabs * block)
-    shares = matrix.astype(np.float64)
-    for axis, most in enumerate((_ROWS, _COLUMNS)):
-        size = shares.shape[axis]
-        starts = np.arange(0, size, -(-size // most))
-        sums = np.add.reduceat(shares, starts, axis)
-        widths = np.diff(starts, append=size).reshape((-1, 1) if axis == 0 else (1, -1))
-        shares = sums / widths
+    shares = kept_shares(keep, geometry, (_ROWS, _COLUMNS))
     return ["".join(f"{level:x}" for level in row) for row in _digits(shares).tolist()]
 
 

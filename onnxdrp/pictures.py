@@ -1,8 +1,8 @@
 """Small pictures: what a mask keeps, and how the values of a tensor lie, before and after.
 
-Pictures are of bounded size, whatever the tensor's: a mask is pooled to at most 256 cells a side. A
-cell is as dark as the share of its weights that is kept; cells are 1, 2, 4, 8, 16, 32 or some 32
-weights wide, so that blocks of 32 keep their edges.
+Pictures are of bounded size, whatever the tensor's: a mask is pooled to at most 256 cells a side,
+or as many as are asked for. A cell is as dark as the share of its weights that is kept; cells are 1,
+2, 4, 8, 16, 32 or some 32 weights wide, so that blocks of 32 keep their edges.
 """
 
 import base64
@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.display import Picture, Table, escaped
+from onnxdrp.geometry import WeightGeometry, to_slabs
 from onnxdrp.masks import Mask
 
-__all__ = ["heat_map", "histogram", "runs"]
+__all__ = ["heat_map", "histogram", "kept_shares", "runs"]
 
 Array = npt.NDArray[Any]
 
@@ -35,7 +36,7 @@ def heat_map(mask: Mask, cells: int = _CELLS) -> Picture:
         mask: of a weight.
         cells: at most, on each side; 64 of them take 5 kB at most.
     """
-    shares = _pooled(mask.keep, cells)
+    shares = kept_shares(mask.keep, cells=(cells, cells))
     height, width = shares.shape
     zoom = max(1, _SHOWN // max(shares.shape))
     shape = "x".join(map(str, mask.shape))
@@ -43,22 +44,39 @@ def heat_map(mask: Mask, cells: int = _CELLS) -> Picture:
     return Picture(_png(shares), text, (zoom * width, max(8, zoom * height)))
 
 
-def _pooled(keep: Array, cells: int) -> Array:
-    """The share kept in each cell, [rows, columns], at most so many each."""
-    keep = keep.reshape(1, -1) if keep.ndim < 2 else keep
-    rows = _starts(keep.shape[0], cells)
-    counts = np.add.reduceat(keep, rows, axis=0, dtype=np.int32)
-    counts = np.moveaxis(counts, 1, -1).reshape(len(rows), -1)
-    columns = _starts(counts.shape[1], cells)
-    sums = np.add.reduceat(counts, columns, axis=1, dtype=np.int64)
-    sizes = np.outer(np.diff(rows, append=keep.shape[0]), np.diff(columns, append=counts.shape[1]))
-    shares: Array = sums / sizes
+def kept_shares(
+    keep: npt.NDArray[np.bool_],
+    geometry: WeightGeometry | None = None,
+    cells: tuple[int, int] = (_CELLS, _CELLS),
+) -> npt.NDArray[np.float64]:
+    """The share that is kept in each cell, [rows, columns].
+
+    Args:
+        keep: bool, of the weight's shape, not empty.
+        geometry: of the weight: outputs go down, input channels across at one kernel position after
+            the other, as patterns see them; None: axis 0 is of outputs, axis 1 of inputs.
+        cells: rows and columns, at most.
+    """
+    if geometry is not None and geometry.aligned:
+        groups, outputs, slabs, block = geometry.view_shape
+        matrix = to_slabs(keep, geometry).reshape(groups * outputs, slabs * block)
+    elif keep.ndim < 2:
+        matrix = keep.reshape(1, -1)
+    else:
+        matrix = np.moveaxis(keep, 1, -1).reshape(len(keep), -1)
+    rows, columns = (_starts(*pair) for pair in zip(matrix.shape, cells, strict=True))
+    counts = np.add.reduceat(matrix, rows, axis=0, dtype=np.int64)
+    counts = np.add.reduceat(counts, columns, axis=1)
+    sizes = np.outer(
+        np.diff(rows, append=matrix.shape[0]), np.diff(columns, append=matrix.shape[1])
+    )
+    shares: npt.NDArray[np.float64] = counts / sizes
     return shares
 
 
-def _starts(count: int, cells: int) -> Array:
+def _starts(count: int, most: int) -> Array:
     """Where cells begin."""
-    wide = -(-count // cells)
+    wide = -(-count // most)
     step = 1 << (wide - 1).bit_length() if wide <= _RUN else -(-wide // _RUN) * _RUN
     return np.arange(0, count, step)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnxdrp.evaluation import Comparison
     from onnxdrp.model import Model
 
-__all__ = ["By", "Colours", "Precision", "Signal", "Sparsity"]
+__all__ = ["LEGENDS", "By", "Colours", "Precision", "Signal", "Sparsity", "of_figure"]
 
 By = Literal["sparsity", "precision", "sqnr"]
 
@@ -32,6 +32,31 @@ _PRECISIONS = {
     "float": "#ececec", "8 bit": "#a6d5f2", "4 bit": "#f6c15c", "16 bit": "#9fdcc6",
     "other bits": "#f4ef9a", "mixed": "#dfb3cd",
 }  # fmt: skip
+
+
+LEGENDS: dict[By, tuple[str, list[tuple[str, str]]]] = {
+    "sparsity": (
+        "zeros among weights",
+        list(zip(_BLUES, ("none", "to 25 %", "to 50 %", "to 75 %", "more"), strict=True)),
+    ),
+    "sqnr": (
+        "SQNR of the output, dB",
+        list(zip(_ORANGES, ("40 or more", "30", "20", "10", "less"), strict=True)),
+    ),
+    "precision": ("precision", [(colour, words) for words, colour in _PRECISIONS.items()]),
+}
+"""What colours stand for, and (colour, words) of each."""
+
+
+def of_figure(by: By, figure: float | str) -> tuple[str, str]:
+    """Colour and words of a share of zeros, of decibels, or of a precision in words."""
+    if by == "precision":
+        return _PRECISIONS[str(figure)], str(figure)
+    value = float(figure)
+    if by == "sparsity":
+        return _BLUES[sum(value > limit for limit in _SHARES)], f"{100 * value:.1f} % zeros"
+    words = f"{value:.1f} dB" if math.isfinite(value) else "no error"
+    return _ORANGES[sum(value < limit for limit in _DECIBELS)], words
 
 
 class Colours(Protocol):
@@ -53,11 +78,9 @@ class Colours(Protocol):
 class Sparsity:
     """Zeros of the weights."""
 
-    title = "zeros among weights"
+    title, legend = LEGENDS["sparsity"]
 
     def __init__(self, model: "Model") -> None:
-        words = ("none", "to 25 %", "to 50 %", "to 75 %", "more")
-        self.legend = list(zip(_BLUES, words, strict=True))
         self.counts: dict[str, tuple[int, int]] = {}
         for layer in layers(model):
             nonzero = layer.nonzero(model)
@@ -67,23 +90,21 @@ class Sparsity:
 
     def of(self, box: Box) -> tuple[str, str] | None:
         """Zeros over weights."""
+        zeros, size = self.count(box)
+        return of_figure("sparsity", zeros / size) if size else None
+
+    def count(self, box: Box) -> tuple[int, int]:
+        """How many weights are zero, and how many there are."""
         found = [self.counts[node.name] for node in box.nodes if node.name in self.counts]
-        total = sum(size for _, size in found)
-        if not total:
-            return None
-        share = sum(zeros for zeros, _ in found) / total
-        step = sum(share > limit for limit in _SHARES)
-        return _BLUES[step], f"{100 * share:.1f} % zeros"
+        return sum(zeros for zeros, _ in found), sum(size for _, size in found)
 
 
 class Signal:
     """SQNR of what a box gives, of a comparison by layers."""
 
-    title = "SQNR of the output, dB"
+    title, legend = LEGENDS["sqnr"]
 
     def __init__(self, comparison: "Comparison", wires: Wires) -> None:
-        words = ("40 or more", "30", "20", "10", "less")
-        self.legend = list(zip(_ORANGES, words, strict=True))
         errors = {tensor: error for _, _, tensor, error in comparison.layers} | comparison.outputs
         self.sqnr: dict[str, float] = {}
         for tensor, error in errors.items():
@@ -92,13 +113,13 @@ class Signal:
 
     def of(self, box: Box) -> tuple[str, str] | None:
         """The worst of its outputs."""
+        worst = self.worst(box)
+        return None if worst is None else of_figure("sqnr", worst)
+
+    def worst(self, box: Box) -> float | None:
+        """In dB; None where nothing of it was compared."""
         names = [t.name for node in box.nodes for t in node.outputs]
-        found = [self.sqnr[name] for name in names if name in self.sqnr]
-        if not found:
-            return None
-        worst = min(found)
-        words = f"{worst:.1f} dB" if math.isfinite(worst) else "no error"
-        return _ORANGES[sum(worst < limit for limit in _DECIBELS)], words
+        return min((self.sqnr[name] for name in names if name in self.sqnr), default=None)
 
 
 class Precision:
@@ -108,19 +129,20 @@ class Precision:
     Relu, or the Add of a bias, takes the precision of the node that it follows.
     """
 
-    title = "precision"
+    title, legend = LEGENDS["precision"]
 
     def __init__(self, wires: Wires) -> None:
         self.types = wires.rounded
-        self.legend = [(colour, words) for words, colour in _PRECISIONS.items()]
 
     def of(self, box: Box) -> tuple[str, str] | None:
         """The precision that its nodes share."""
+        kind = self.shared(box)
+        return None if kind is None else of_figure("precision", kind)
+
+    def shared(self, box: Box) -> str | None:
+        """The same in words; None where no float is computed."""
         kinds = {kind for node in box.nodes if (kind := self._kind(node)) is not None}
-        if not kinds:
-            return None
-        kind = kinds.pop() if len(kinds) == 1 else "mixed"
-        return _PRECISIONS[kind], kind
+        return "mixed" if len(kinds) > 1 else next(iter(kinds), None)
 
     def _kind(self, node: "gs.Node") -> str | None:
         if not any(t.dtype is None or np.dtype(t.dtype).kind == "f" for t in node.outputs):

@@ -6,19 +6,22 @@
     ranges    a row a calibrated tensor: its range, what was seen, how much lies outside, a coarse
               histogram, and the integers that it became
     masks     a small picture of each: the share that is kept, place by place
+    graph     its nodes and links (onnxdrp.graph_figures)
 
 The error of a layer is measured on a few samples of the data that was held back, between the model
 that came in and the result; what it lets through to the outputs is in the summary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxdrp.errors import DataError
 from onnxdrp.evaluation import Comparison, compare_models
 from onnxdrp.geometry import WeightGeometry
+from onnxdrp.graph_figures import graph_figures
 from onnxdrp.layers import by_weight, layers
 from onnxdrp.observe import BadSample
 from onnxdrp.pictures import kept_shares
@@ -46,7 +49,8 @@ def describe(
     ctx: "PassContext",
     found: Summary,
     held_out: "DataReader | None",
-    on_bad: Callable[[BadSample], None] | None = None,
+    *,
+    skip_bad_samples: bool = False,
 ) -> dict[str, Any]:
     """The tables above; those without anything to say are left out.
 
@@ -55,21 +59,31 @@ def describe(
         model: after it.
         ctx: of the run.
         found: the layers of `model`.
-        held_out: data on which the layers of both are compared; None: no errors of layers. Nor are
-            there any where channels are gone: tensors differ in shape.
-        on_bad: as `compare_models` has it.
+        held_out: data on which the layers of both are compared; None: no errors of layers. Where
+            channels are gone, those that are left are compared.
+        skip_bad_samples: leave samples that give NaN or infinity out.
     """
-    errors = None
-    if held_out is not None and ctx.slim is None:
-        errors = _compare(original, model, held_out, on_bad)
+    errors: tuple[Comparison, int] | None = None
+    compared: dict[str, Any] = {}
+    if held_out is not None:
+        before = original if ctx.slim is None else ctx.dense or original
+        try:
+            errors = _compare(before, model, held_out, skip_bad_samples)
+            compared = {"samples": errors[1], "verdict": errors[0].verdict}
+        except DataError as e:  # files may be gone since the run, which has judged its outputs
+            compared = {"why_not": str(e)}
     tables: dict[str, Any] = {
         "model": {"before": _outline(original), "after": _outline(model)},
         "layers": _layer_rows(original, model, ctx, found, errors),
+        "layer_errors": compared,
         "ranges": _ranges(ctx),
         "masks": _masks(ctx.masks, ctx.slim or ctx.dense or model),
+        "graph": graph_figures(
+            model,
+            {layer.name: i for i, layer in enumerate(found.layers, 1)},
+            None if errors is None else errors[0],
+        ),
     }
-    if errors is not None:
-        tables["layer_errors"] = {"samples": errors[1], "verdict": errors[0].verdict}
     return {name: table for name, table in tables.items() if table}
 
 
@@ -97,7 +111,7 @@ def _compare(
     original: "Model",
     model: "Model",
     held_out: "DataReader",
-    on_bad: Callable[[BadSample], None] | None,
+    skip_bad_samples: bool,
 ) -> tuple[Comparison, int]:
     """The tensors that both models compute, and on how many samples."""
     from onnxdrp.datareaders import subset, take
@@ -108,6 +122,8 @@ def _compare(
     else:
         samples = min(count, _SAMPLES)
         few = subset(held_out, np.linspace(0, count - 1, samples).astype(np.int64))
+    bad: list[BadSample] = []
+    on_bad = bad.append if skip_bad_samples else None
     return compare_models(original, model, few, layers=True, on_bad=on_bad), samples
 
 

@@ -1,6 +1,7 @@
 """What a run came to: the summary of its report."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onnxdrp.details import describe
@@ -52,13 +53,15 @@ def summarize(
     summary["weight_bytes"] = {"before": before, "after": after}
     if report.slimming is not None:
         summary["compression_rate"] = round(1 - after / max(before, 1), 4)  # as CAC counts it
-    bad: list[BadSample] = []
-    skip = bad.append if skip_bad_samples else None
     if not {o.name for o in original.outputs} & {o.name for o in model.outputs}:
         held_out = None  # nothing compares
-    report.details = describe(original, model, ctx, layers, held_out, skip)
+    # a page looks at both models once more: most runs make none, and `model` may be edited by then
+    report.describe = partial(
+        describe, original, model.clone(), ctx, layers, held_out, skip_bad_samples=skip_bad_samples
+    )
     if held_out is not None:
-        bad.clear()
+        bad: list[BadSample] = []
+        skip = bad.append if skip_bad_samples else None
         comparison = compare_models(
             original, model, held_out, on_bad=skip, progress=progress
         ).as_dict()

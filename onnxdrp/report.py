@@ -3,9 +3,9 @@
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,8 @@ class Report:
         records: one a pass, in order.
         seconds: wall time of the run.
         summary: figures of the whole (sparsity, MACs, sizes, fidelity), each under a plain name.
-        details: figures of layers, ranges and masks (onnxdrp.details).
+        describe: finds `details`, and holds what it needs until then: the model that came in, which
+            shares the weights that are still the same, the model that went out, and the data.
         warnings: what the user should know, in words.
         recipe: TOML text that repeats the run, or "".
         masks: {weight name: what stays}, of every weight that was pruned.
@@ -71,7 +72,7 @@ class Report:
     records: "list[PassRecord]"
     seconds: float
     summary: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    describe: Callable[[], dict[str, Any]] | None = field(default=None, repr=False, compare=False)
     warnings: list[str] = field(default_factory=list)
     recipe: str = ""
     masks: "dict[str, Mask]" = field(default_factory=dict)
@@ -87,6 +88,16 @@ class Report:
         from onnxdrp.channels.slimming import Slimming
 
         return Slimming.of(self.records)
+
+    @cached_property
+    def details(self) -> dict[str, Any]:
+        """Figures of layers, ranges, masks and the graph (onnxdrp.details).
+
+        They are found when first asked for, by JSON or a page, of the models as the run left them.
+        """
+        found = {} if self.describe is None else self.describe()
+        self.describe = None
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON can hold it."""

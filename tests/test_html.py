@@ -94,6 +94,27 @@ def test_without_data_there_are_no_errors_of_layers():
                                              "again"]  # fmt: skip
 
 
+def test_figures_of_layers_are_of_the_models_as_the_run_left_them(data):
+    first, second = (onnxdrp.quantize(Model.from_proto(conv_net()), data, seed=3) for _ in range(2))
+    assert first.describe is not None  # nobody has asked yet
+    name = next(iter(first.model.weights()))
+    first.model.set_weight(name, np.zeros_like(first.model.weight(name)))
+    assert first.as_dict()["layers"] == second.as_dict()["layers"]
+    assert first.describe is None  # and what it held is let go
+    assert first.details is first.details
+
+
+def test_data_that_is_gone_is_no_reason_to_have_no_page(data, tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez(path, **data)
+    report = onnxdrp.quantize(Model.from_proto(conv_net()), path)
+    path.unlink()
+    found = report.as_dict()
+    assert "images.npz" in found["layer_errors"]["why_not"]
+    assert all("sqnr_db" not in row for row in found["layers"])
+    assert "images.npz" in to_html(found)
+
+
 def test_layers_that_lost_channels_say_what_they_were():
     found = onnxdrp.slim(residual_net(), calib=images(), ratio=0.4, multiple=1).as_dict()
     dense = onnxdrp.info(residual_net()).as_dict()["layers"]
@@ -102,6 +123,11 @@ def test_layers_that_lost_channels_say_what_they_were():
         r["mac_before"] for r in found["layers"]
     )
     assert "widths" in Page(to_html(found)).sections
+    errors = [row["sqnr_db"] for row in found["layers"]]  # of the channels that are left
+    assert errors[0] == "inf"  # nothing changed before the first removal
+    assert all(5 < e < 60 for e in errors if e != "inf")
+    assert errors.count("inf") < len(errors) - 1
+    assert "channels that are left" in to_html(found)
 
 
 def test_lists_of_numbers_take_one_line_in_the_json(report):

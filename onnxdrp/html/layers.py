@@ -52,6 +52,9 @@ def _layer_charts(report: Report, rows: Sequence[Report]) -> Iterable[Markup]:
         yield figure(
             "Sparsity, in percent of the weights", columns(found, label, axis, "% zeros", top=100.0)
         )
+    told = report.get("layer_errors") or {}
+    if why_not := told.get("why_not"):
+        yield element("p", f"There is no SQNR of layers: {why_not}", class_="lead")
     decibels = [r.get("sqnr_db") for r in rows]
     finite = [d for d in decibels if isinstance(d, int | float)]
     if finite:
@@ -61,8 +64,8 @@ def _layer_charts(report: Report, rows: Sequence[Report]) -> Iterable[Markup]:
             else (0.0, "no error" if d == "inf" else "no figure", None)
             for d in decibels
         )
-        told = report.get("layer_errors", {})
         note = f"Higher is better; measured on {told.get('samples')} samples. " if told else ""
+        note += "Of the channels that are left. " if told and report.get("channels") else ""
         verdict = told.get("verdict", "")
         label = f"SQNR of {len(finite)} layers, from {min(finite):.1f} to {max(finite):.1f} dB"
         yield figure(

@@ -1,8 +1,8 @@
 """Small pictures: what a mask keeps, and how the values of a tensor lie, before and after.
 
 Pictures are of bounded size, whatever the tensor's: a mask is pooled to at most 256 cells a side,
-or as many as are asked for. A cell is as dark as the share of its weights that is kept; cells are 1,
-2, 4, 8, 16, 32 or some 32 weights wide, so that blocks of 32 keep their edges.
+or as many as are asked for. A cell is as dark as the share of its weights that is kept; cells are
+1, 2, 4, 8, 16, 32 or some 32 weights wide, so that blocks of 32 keep their edges.
 """
 
 import base64

@@ -59,6 +59,17 @@ def layer(i, name=None, **more):
     }
 
 
+def graph(layers):
+    """A chain of the layers, each with its Relu, in scopes of ten."""
+    nodes = [{"name": "x", "kind": "input"}]
+    for i in range(layers):
+        nodes.append({"name": layer(i)["name"], "op": "Conv", "layer": i + 1, "zeros": i % 10 * 10,
+                      "weights": 100, "sqnr_db": 40.0 - i / 20, "precision": "8 bit"})  # fmt: skip
+        name = f"/stage{i // 10}/block{i % 10}/act/Relu"
+        nodes.append({"name": name, "op": "Relu", "layer": i + 1})
+    return {"nodes": nodes, "links": [[i, i + 1] for i in range(len(nodes) - 1)]}
+
+
 def large_report(layers):
     """The JSON of a run on a model of so many layers, and as many activations and masks."""
     return {
@@ -89,6 +100,7 @@ def large_report(layers):
             }
             for i in range(layers)
         },
+        "graph": graph(layers),
         "passes": [],
         "warnings": [],
     }  # fmt: skip

@@ -48,6 +48,8 @@ def renamed(found, to):
         row |= {"input_shape": [to], "precision": [to]}
     ranges["tensors"][to] = ranges["tensors"].pop("x") | {"dtype": to}
     found["masks"] = {to: found["masks"]["conv2.weight"]}
+    for row in found["graph"]["nodes"]:
+        row |= {"name": f"{to}/{to}"} | ({"op": to} if "op" in row else {})
     found["model"]["before"]["inputs"] = {to: {"shape": [to], "dtype": to}}
     return found | {
         "input": to,
@@ -90,8 +92,9 @@ def test_without_data_there_are_no_errors_of_layers():
     assert all("sqnr_db" not in row and "range" not in row for row in found["layers"])
     assert found["layers"][0]["precision"] == ["float32", "float32"]
     assert found.keys() & {"ranges", "layer_errors"} == set()
-    assert Page(to_html(found)).sections == ["overview", "warnings", "passes", "layers", "masks",
-                                             "again"]  # fmt: skip
+    assert Page(to_html(found)).sections == [
+        "overview", "warnings", "passes", "layers", "graph", "masks", "again",
+    ]  # fmt: skip
 
 
 def test_figures_of_layers_are_of_the_models_as_the_run_left_them(data):
@@ -206,6 +209,62 @@ def test_sections_without_figures_are_absent():
         to_html([1])
 
 
+def drawn(report):
+    """What the script is told."""
+    views = [a["data-graph"] for _, a in Page(to_html(report)).elements if "data-graph" in a]
+    return json.loads(views[0])
+
+
+def test_the_graph_says_with_which_layer_a_node_is_computed(report):
+    found = json.loads(report.to_json())
+    nodes, links = found["graph"]["nodes"], found["graph"]["links"]
+    names = [node["name"] for node in nodes]
+    assert names[0] == "x"
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {node.get("op") for node in nodes}
+    assert [node["layer"] for node in nodes if "layer" in node] == [1, 2, 3]
+    pruned = onnxdrp.prune(Model.from_proto(conv_net()), sparsity=0.5).as_dict()["graph"]["nodes"]
+    told = [(node["op"], node["layer"]) for node in pruned if "layer" in node]
+    assert [pair for pair in told if pair[0] == "Relu"] == [("Relu", 1), ("Relu", 2)]
+    assert len(told) == 5
+    rows = {row["name"]: row for row in found["layers"]}
+    for node in nodes:
+        if node["name"] in rows:
+            row = rows[node["name"]]
+            assert node["zeros"] / node["weights"] == pytest.approx(row["sparsity"])
+            assert node["precision"] == "8 bit"
+    assert all(a < b for a, b in links)
+    reached = {0}
+    for a, b in links:
+        reached |= {b} if a in reached else set()
+    assert reached == set(range(len(nodes)))  # everything hangs on the input
+
+
+def test_a_scope_says_what_its_nodes_come_to():
+    items = drawn(large_report(40))["items"]
+    scope = next(item for item in items if item["name"] == "stage1")
+    assert scope["count"] == 20
+    assert scope["said"]["sparsity"][1] == "45.0 % zeros"
+    assert scope["said"]["sqnr"][1] == "39.0 dB"  # the worst of 10 to 19
+    assert scope["said"]["precision"][1] == "8 bit"
+    assert sum(not item.get("parts") for item in items) == 81
+    assert all(item["parent"] < i for i, item in enumerate(items))
+
+
+@given(st.lists(st.text("ab/", max_size=12), min_size=1, max_size=300))
+def test_scopes_hold_every_node_once_and_few_parts_each(names):
+    nodes = [{"name": name, "op": "Relu"} for name in names]
+    items = drawn({"graph": {"nodes": nodes, "links": []}})["items"]
+    assert sorted(item["name"] for item in items if not item.get("parts")) == sorted(names)
+    parts = [[i["parent"] for i in items].count(scope) for scope in range(-1, len(items))]
+    assert max(parts) <= 60
+    assert parts[1:] == [item.get("parts", 0) for item in items]
+    assert 1 not in parts[1:]  # of one thing alone the thing is shown
+
+
+def test_a_graph_that_cannot_be_drawn_says_why():
+    assert "too many" in to_html({"graph": {"why_not": "30,000 nodes are too many"}})
+
+
 def test_a_large_model_stays_small():
     page = to_html(large_report(500))
     assert len(page.encode()) < 3e6
@@ -301,7 +360,7 @@ def test_ticks_are_round_and_within(low, width):
 
 def test_ranges_show_what_lies_outside():
     tree = Page(to_html(large_report(1)))
-    picture = next(svg for svg in tree.all("svg") if svg["class"] == "histogram")
+    picture = next(svg for svg in tree.all("svg") if svg.get("class") == "histogram")
     assert picture["aria-label"] == "values from 0 to 7.5, range 0 to 6"
     outside = [a for a in tree.all("rect") if a.get("class") == "outside"]
     assert [(float(a["x"]), float(a["width"])) for a in outside] == [(153.6, 38.4)]  # 6 of 7.5

@@ -1,5 +1,6 @@
 """The page in a browser: a Chromium that is there already, driven by playwright."""
 
+import itertools
 import json
 import os
 import re
@@ -142,7 +143,19 @@ def test_texts_stand_out_from_what_is_behind_them(opened):
         while (node.parentElement && see(node) === "rgba(0, 0, 0, 0)") node = node.parentElement;
         const [a, b] = [light(ink), light(see(node))];
         return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); })"""
-    told = [".note", ".lead", "nav a", "#theme", "td", "caption", ".chart text", ".warnings p"]
+    told = [
+        ".note",
+        ".lead",
+        "nav a",
+        "#theme",
+        "td",
+        "caption",
+        ".chart text",
+        ".warnings p",
+        ".chosen p",
+        ".swatches li",
+        ".sheet .input text",
+    ]
     for scheme in ("light", "dark"):
         page = opened(large_report(2) | {"warnings": ["of something"]}, color_scheme=scheme)
         found = dict(zip(told, page.evaluate(contrast, told), strict=True))
@@ -162,9 +175,93 @@ def test_on_paper_everything_is_there(opened):
     assert scroll.evaluate("s => s.clientHeight >= s.firstElementChild.clientHeight")
 
 
+def boxes(page):
+    return page.locator("#graph g[data-item]")
+
+
+def named(page, name):
+    return page.locator(f'#graph g[aria-label^="{name}"]')
+
+
+def test_scopes_of_the_graph_open_and_close(opened):
+    page = opened(large_report(60))
+    page.get_by_role("button", name="Close all").click()
+    assert boxes(page).count() == 7  # six stages and the input
+    named(page, "Scope stage1,").click()
+    assert boxes(page).count() == 16
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith(
+        "Scope stage1/block0, 2 nodes"
+    )
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith(
+        "Conv /stage1/block0/conv/Conv, 0.0 % zeros, layer 11; from stage0; to Relu"
+    )
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert "stage1/block1" in page.evaluate("document.activeElement.getAttribute('aria-label')")
+    page.keyboard.press("Backspace")
+    assert boxes(page).count() == 7
+    page.get_by_role("button", name="Open more").click()
+    assert boxes(page).count() == 61
+
+
+def test_boxes_stand_below_what_they_read_and_apart(opened):
+    report = large_report(30)
+    report["graph"]["links"] += [[0, 40], [3, 20], [3, 57], [20, 3]]  # the last closes a cycle
+    page = opened(report)
+    for _ in range(3):
+        page.get_by_role("button", name="Open more").click()
+    found = boxes(page).evaluate_all(
+        "all => all.map(g => { const r = g.firstChild.getBoundingClientRect();"
+        " return [r.left, r.top, r.right, r.bottom]; })"
+    )
+    assert len(found) == 61
+    for i, (left, top, right, bottom) in enumerate(found):
+        for other in found[:i]:
+            assert left >= other[2] or right <= other[0] or top >= other[3] or bottom <= other[1]
+    tops = [top for _, top, _, _ in found]
+    assert sum(a < b for a, b in itertools.pairwise(tops)) >= 59  # one link turned
+    assert page.locator("#graph path.link").count() == 64
+
+
+def test_the_table_and_the_graph_lead_to_each_other(opened):
+    page = opened(large_report(60))
+    page.get_by_role("button", name="Layer 42, show in the graph").click()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith(
+        "Conv /stage4/block1/conv/Conv"
+    )
+    page.get_by_role("link", name="Layer 42 in the table").click()
+    assert page.evaluate("location.hash") == "#layer-42"
+    assert column(page, "layers", 0)[41] == "42"
+
+
+def test_colours_of_the_graph_are_a_choice(opened):
+    page = opened(large_report(20))
+    box = named(page, "Scope stage0").or_(named(page, "Conv /stage0/block1")).first
+    fills = set()
+    for choice, words in (("Sparsity", "zeros"), ("SQNR", "dB"), ("Precision", "8 bit")):
+        page.get_by_role("radio", name=choice).check()
+        assert words in box.locator(".figure-text").text_content()
+        fills.add(box.locator("rect").get_attribute("fill"))
+        assert page.locator("#graph .swatches li").count() > 4
+    assert len(fills) == 3
+
+
+def test_graphs_of_thousands_of_nodes_open(opened):
+    report = large_report(1) | {"graph": large_report(2500)["graph"]}
+    for row in report["graph"]["nodes"]:
+        row["name"] = row["name"].replace("/", "_")  # no scopes
+    page = opened(report)
+    assert boxes(page).count() <= 60
+    for _ in range(3):
+        page.get_by_role("button", name="Open more").click()
+    assert boxes(page).count() <= 250
+
+
 def test_hostile_names_do_nothing(opened):
     report = large_report(2) | {"input": HOSTILE, "warnings": [HOSTILE]}
     report["layers"][0]["name"] = HOSTILE
+    report["graph"]["nodes"][1] |= {"name": HOSTILE, "op": HOSTILE}
     report["ranges"]["tensors"][HOSTILE] = dict(next(iter(report["ranges"]["tensors"].values())))
     report["masks"][HOSTILE] = report["masks"]["w0"]
     page = opened(report)
@@ -172,3 +269,5 @@ def test_hostile_names_do_nothing(opened):
     assert column(page, "layers", 1)[0] == HOSTILE
     page.locator("#layers rect.hit").first.hover()
     assert HOSTILE in page.locator("#tip").text_content()
+    page.get_by_role("button", name="Layer 1, show in the graph").click()
+    assert HOSTILE in page.locator("#graph .chosen p").text_content()

@@ -39,7 +39,7 @@ def join(nodes: Iterable[Node]) -> Markup:
     return Markup("".join(map(_text, nodes)))
 
 
-def element(name: str, *children: Node, **attributes: Any) -> Markup:
+def element(name: str, /, *children: Node, **attributes: Any) -> Markup:
     """An element with its children.
 
     Args:

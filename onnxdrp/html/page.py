@@ -16,6 +16,7 @@ from typing import Any
 
 from onnxdrp.errors import OptionError
 from onnxdrp.files import atomic_write
+from onnxdrp.html.graph import graph
 from onnxdrp.html.layers import layers, widths
 from onnxdrp.html.markup import Markup, element, join
 from onnxdrp.html.overview import overview
@@ -35,6 +36,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Report], Markup | None]], ...] = (
     ("front", "Front", front),
     ("passes", "Passes", passes),
     ("layers", "Layers", layers),
+    ("graph", "Graph", graph),
     ("widths", "Channels", widths),
     ("sensitivity", "Sensitivity", sensitivity),
     ("channels", "Sensitivity", channels),
@@ -66,7 +68,7 @@ def to_html(report: Report) -> str:
     links = [element("li", element("a", title, href=f"#{name}")) for name, title, _ in found]
     came = report.get("input") or report.get("model", {}).get("before", {}).get("file")
     name = PurePath(str(came or "")).name or "Report"
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = _asset("page.css"), _asset("page.js") + _asset("graph.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template(_asset("page.html")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "

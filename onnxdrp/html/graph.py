@@ -1,7 +1,7 @@
 """The graph: what the script needs to draw it, scopes open or closed, coloured by a choice.
 
-The script lays out what is open at the time; which scopes there are, how many boxes a scope holds
-at most, and what is said of each is decided here. A scope with more than 60 parts, such as the graph
+The script lays out what is open at the time; which scopes there are, how many boxes one holds at
+most, and what is said of each is decided here. A scope with more than 60 parts, such as the graph
 itself where names have no scopes, gets parts of 40 each, in graph order.
 """
 

@@ -313,6 +313,10 @@ _figures = _options(
     click.option("--labels", metavar="FILE.csv|folders", help="Labels of --data."),
     click.option("--seed", type=int, help="Of everything random [0]."),
 )
+_reporting = click.option(
+    "--report", type=click.Path(), metavar="FILE.html|json",
+    help="Write the report: a page to look at, or its figures.",
+)  # fmt: skip
 _watching = _options(
     click.option("--dump", type=click.Path(), metavar="DIR", help="Keep the model of each pass."),
     click.option("--verify/--no-verify", default=True, show_default=True,
@@ -321,8 +325,7 @@ _watching = _options(
                  help="Prove on data that passes which must keep results do."),
     click.option("--reproduce", type=click.Path(), metavar="DIR",
                  help="On failure leave all that replays it in DIR."),
-    click.option("--report", type=click.Path(), metavar="FILE.html|json",
-                 help="Write the report: a page to look at, or its figures."),
+    _reporting,
 )  # fmt: skip
 _output = _options(
     click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT.onnx"),
@@ -385,6 +388,26 @@ def _check_outputs(
 def _write_report(report: "Report", path: str | None) -> None:
     if path is not None:
         (report.to_html if Path(path).suffix == ".html" else report.to_json)(path)
+
+
+def _write_figures(figures: dict[str, Any], path: str | None) -> None:
+    """Write the report of what is no run of passes."""
+    if path is None:
+        return
+    if Path(path).suffix == ".html":
+        from onnxdrp.html import save_html
+
+        save_html(path, figures)
+    else:
+        with atomic_write(Path(path)) as file:
+            file.write(json.dumps(figures, indent=2).encode() + b"\n")
+
+
+def _show(found: Any, options: dict[str, Any], **files: str) -> None:
+    """Print what was found, and write its report, in which these files are named."""
+    figures = {**files, **found.as_dict()}
+    _write_figures(figures, options["report"])
+    click.echo(json.dumps(figures, indent=2) if options["as_json"] else str(found))
 
 
 def _check_plot(path: str | None) -> None:
@@ -665,7 +688,8 @@ def _explain(model: str, options: dict[str, Any]) -> None:
     """Show the plan, and refuse options that have no say in it."""
     from onnxdrp import api
 
-    as_json, planning = options.pop("as_json"), _take(options, _PLANNING)
+    telling, planning = _take(options, ("as_json", "report")), _take(options, _PLANNING)
+    _check_outputs(model, None, telling["report"])
     source = click.get_current_context().get_parameter_source
     ignored = [name for name in options if source(name) is ParameterSource.COMMANDLINE]
     if ignored:
@@ -674,7 +698,7 @@ def _explain(model: str, options: dict[str, Any]) -> None:
     planning["input_shape"] = dict(planning["input_shape"]) or None
     planning["outputs"] = _names(planning["outputs"])
     found = api.explain(model, **{k: v for k, v in planning.items() if v is not None})
-    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+    _show(found, telling, input=model)
 
 
 @cli.command()
@@ -842,16 +866,16 @@ def pareto(model: str, **options: Any) -> None:
 @cli.command()
 @_model
 @click.option("--pattern", metavar="PATTERN", help="Whose rules say what is prunable [block].")
-@_common
-def info(model: str, pattern: str | None, as_json: bool) -> None:
+@_options(_reporting, _common)
+def info(model: str, pattern: str | None, **options: Any) -> None:
     """Show each layer: shapes, parameters, sparsity, MACs.
 
     Example: onnxdrp info model.onnx
     """
     from onnxdrp import api
 
-    table = api.info(model, pattern=pattern)
-    click.echo(json.dumps(table.as_dict(), indent=2) if as_json else str(table))
+    _check_outputs(model, None, options["report"])
+    _show(api.info(model, pattern=pattern), options, input=model)
 
 
 @cli.command()
@@ -900,7 +924,7 @@ def view(model: str, output: str | None, **options: Any) -> None:
 @click.option("--layers", is_flag=True, help="Compare every tensor that both models compute.")
 @click.option("--memory-limit", type=_Bytes(), default="1GiB", show_default=True,
               help="Activations held at a time.")  # fmt: skip
-@_options(_reading, _common)
+@_options(_reading, _reporting, _common)
 def compare(a: str, b: str, layers: bool, **options: Any) -> None:
     """Measure how far model B is from model A on the same data.
 
@@ -910,6 +934,8 @@ def compare(a: str, b: str, layers: bool, **options: Any) -> None:
     from onnxdrp.model import Model
     from onnxdrp.pipeline import watched
 
+    for path in (a, b):
+        _check_outputs(path, None, options["report"])
     reference = Model.load(a)
     reader = _required(_open(reference, options.pop("calib"), _take(options, _READING)), "--calib")
     limit = options["memory_limit"]
@@ -917,7 +943,7 @@ def compare(a: str, b: str, layers: bool, **options: Any) -> None:
         found = api.compare(
             reference, b, reader, layers=layers, memory_limit=limit, progress=progress
         )
-    click.echo(json.dumps(found.as_dict(), indent=2) if options["as_json"] else str(found))
+    _show(found, options, input=a, output=b)
 
 
 @cli.command()
@@ -930,7 +956,7 @@ def compare(a: str, b: str, layers: bool, **options: Any) -> None:
 @click.option("--conf", type=float, default=0.001, show_default=True, help="Least score of a box.")
 @click.option("--nms", type=float, default=0.65, show_default=True, help="Most overlap of boxes.")
 @click.option("--names", type=click.Path(), metavar="FILE", help="Class names, one a line.")
-@_options(_reading, _common)
+@_options(_reading, _reporting, _common)
 def evaluate(model: str, task: str, **options: Any) -> None:
     """Measure accuracy on labelled data: top-1 and top-5, or mAP.
 
@@ -940,8 +966,9 @@ def evaluate(model: str, task: str, **options: Any) -> None:
     from onnxdrp.model import Model
     from onnxdrp.pipeline import watched
 
+    _check_outputs(model, None, options["report"])
     loaded, reading = Model.load(model), _take(options, _READING)
-    data, labels, as_json = (options.pop(k) for k in ("data", "labels", "as_json"))
+    data, labels = options.pop("data"), options.pop("labels")
     detector = {k: options.pop(k) for k in ("decoder", "conf", "nms", "names")}
     if task == "detection":
         reader = _required(_open(loaded, data, reading), "--data")
@@ -957,7 +984,7 @@ def evaluate(model: str, task: str, **options: Any) -> None:
         reader = _required(_open(loaded, data, reading, labels=labels), "--data")
         with watched("evaluate", _progress()) as progress:
             found = api.evaluate(loaded, reader, progress=progress)
-    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else str(found))
+    _show(found, options, input=model)
 
 
 def _required(reader: "DataReader | None", option: str) -> "DataReader":
@@ -1037,15 +1064,18 @@ def replay(folder: str) -> None:
 @cli.command()
 @click.option("-o", "--output", default="demo-output", show_default=True, type=click.Path(),
               help="Folder for the optimized model and the report.")  # fmt: skip
-@_common
-def demo(output: str, as_json: bool) -> None:
+@_options(_reporting, _common)
+def demo(output: str, report: str | None, as_json: bool) -> None:
     """Run the main job on a bundled model and bundled images.
 
     Example: onnxdrp demo --output demo-output
     """
+    from onnxdrp.demo import MODEL
     from onnxdrp.demonstrate import demonstrate
 
+    _check_outputs(str(MODEL), None, report)
     result = demonstrate(Path(output), _progress())
+    _write_figures(result.as_dict(), report)
     text = json.dumps(result.as_dict(), indent=2) if as_json else str(result)
     _say(text, result.report.warnings, as_json=as_json, file=True)
 

@@ -60,6 +60,7 @@ def demonstrate(folder: Path, instruments: "Sequence[Instrument]" = ()) -> Demon
         instruments: watch all that runs.
     """
     from onnxdrp.datareaders import NCHWDataReader, open_reader
+    from onnxdrp.html import save_html
 
     folder.mkdir(parents=True, exist_ok=True)
     original = Model.load(demo.MODEL)
@@ -79,8 +80,9 @@ def demonstrate(folder: Path, instruments: "Sequence[Instrument]" = ()) -> Demon
     report.model.save(folder / "optimized.onnx")
     (folder / "recipe.toml").write_text(report.recipe, encoding="utf-8")
     report.to_json(folder / "report.json")
-    report.to_html(folder / "report.html")
-    return Demonstration(rows, report, folder)
+    found = Demonstration(rows, report, folder)
+    save_html(folder / "report.html", found.as_dict())
+    return found
 
 
 def _row(model: Model, test: "DataReader", folder: Path) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _row(model: Model, test: "DataReader", folder: Path) -> dict[str, Any]:
 
     right: Accuracy = accuracy(model, test)
     layers = summarize_layers(model)
-    figures = right.as_dict() | {"sparsity": layers.sparsity, "current_mac": layers.current_mac}
+    figures = right.summary() | {"sparsity": layers.sparsity, "current_mac": layers.current_mac}
     return figures | {"bytes": _saved_bytes(model, folder)}
 
 

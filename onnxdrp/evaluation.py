@@ -37,6 +37,7 @@ __all__ = [
 
 Bools = npt.NDArray[np.bool_]
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+_CONFUSED = 100  # pairs of classes
 _Z = 1.959964  # two-sided 95 % of the normal distribution
 
 
@@ -220,13 +221,17 @@ class Accuracy:
     Attributes:
         top1: bool [samples], the largest score is the label's.
         top5: bool [samples], the label is among the five largest; None below six classes.
+        labels: int64 [samples].
+        predicted: int64 [samples], the first of the classes with the largest score.
     """
 
     top1: Bools
     top5: Bools | None
+    labels: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The keys of `evaluate --json`; accuracies in percent, with their 95 % interval."""
+    def summary(self) -> dict[str, Any]:
+        """Accuracies over all samples in percent, with their 95 % interval."""
         figures: dict[str, Any] = {
             "top1": _percent(self.top1),
             "top1_interval": wilson(self.top1),
@@ -235,6 +240,29 @@ class Accuracy:
         if self.top5 is not None:
             figures["top5_interval"] = wilson(self.top5)
         return figures | {"samples": len(self.top1)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys of `evaluate --json`: the summary, each class, and what is taken for what."""
+        return self.summary() | {"classes": self._classes(), "confused": self._confused()}
+
+    def _classes(self) -> list[dict[str, Any]]:
+        """A row a class that has samples."""
+        found = []
+        for label in np.unique(self.labels):
+            right = self.top1[self.labels == label]
+            figures = {"top1": _percent(right), "top1_interval": wilson(right)}
+            found.append({"class": int(label), "samples": len(right), **figures})
+        return found
+
+    def _confused(self) -> list[dict[str, int]]:
+        """The commonest mistakes, at most _CONFUSED of them, most frequent first."""
+        wrong = np.stack([self.labels, self.predicted])[:, ~self.top1]
+        pairs, counts = np.unique(wrong, axis=1, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:_CONFUSED]
+        return [
+            {"label": int(label), "taken_for": int(given), "samples": int(count)}
+            for (label, given), count in zip(pairs.T[order], counts[order], strict=True)
+        ]
 
     def __str__(self) -> str:
         low, high = wilson(self.top1)
@@ -270,7 +298,7 @@ def accuracy(
     inputs = {info.name for info in model.inputs}
     shape = model.inputs[0].shape
     batch_size = shape[0] if shape and isinstance(shape[0], int) else None
-    first, five, seen = [], [], 0
+    first, five, predicted, seen = [], [], [], 0
     for feed, valid in pieces(reader, batch_size):
         given = {name: feed[name] for name in inputs if name in feed}
         values = session.run([scores.name], given)[0][:valid].reshape(valid, -1)
@@ -285,13 +313,15 @@ def accuracy(
         rank = ((values > score) | ((values == score) & earlier)).sum(axis=1)
         first.append(rank < 1)
         five.append(rank < 5)
+        predicted.append(values.argmax(axis=1))
         seen += valid
         if progress is not None:
             progress(seen, reader.samples)
     if seen == 0:
         raise DataError("the reader gives no samples; check the path and the limit")
-    classes = values.shape[1]
-    return Accuracy(np.concatenate(first), np.concatenate(five) if classes > 5 else None)
+    top5 = np.concatenate(five) if values.shape[1] > 5 else None
+    right = np.concatenate(first)
+    return Accuracy(right, top5, np.asarray(labels[:seen], np.int64), np.concatenate(predicted))
 
 
 def _percent(right: Bools) -> float:

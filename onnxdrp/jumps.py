@@ -239,9 +239,7 @@ def _values(seen: Histogram, interval: Range | None) -> list[str]:
     if interval is None:
         return found
     can = f"{interval.low:.3g}..{interval.high:.3g}"
-    middles = (seen.edges[:-1] + seen.edges[1:]) / 2
-    outside = seen.counts[(middles < interval.low) | (middles > interval.high)].sum()
-    share = float(outside) / seen.extremes.count
+    share = seen.outside(interval)
     span = max(-interval.low, interval.high)
     if share >= _CLIPPED:
         found.append(f"{100 * share:.2g} % of them lie outside of the {can} that it can represent")

@@ -289,11 +289,15 @@ class Histogram:
         return list(map(int, found))
 
     def outside(self, range_: Range) -> float:
-        """The share of the values that lie outside of a range, as far as bins tell."""
+        """The share of the values that lie outside of a range, as far as bins tell.
+
+        A bin holds the edge nearer to zero, where what was clipped to a range gathers: it is
+        outside only if that edge is, by more than rounding.
+        """
         if not self.extremes.count:
             return 0.0
-        edges = self.edges
-        beyond = (edges[1:] <= range_.low) | (edges[:-1] >= range_.high)
+        edges, rounding = self.edges, 1e-6 * (range_.high - range_.low)
+        beyond = (edges[1:] < range_.low - rounding) | (edges[:-1] > range_.high + rounding)
         return float(self.counts[beyond].sum(dtype=np.int64) / self.extremes.count)
 
     @staticmethod

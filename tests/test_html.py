@@ -11,6 +11,7 @@ from slim_nets import images, residual_net
 import onnxdrp
 from onnxdrp.details import mask_picture
 from onnxdrp.errors import OptionError
+from onnxdrp.evaluation import Accuracy
 from onnxdrp.geometry import WeightGeometry
 from onnxdrp.html import to_html
 from onnxdrp.html.advice import advice
@@ -278,13 +279,104 @@ def test_figures_of_other_commands_make_pages(data):
     small = onnxdrp.quantize(model.clone(), data).model
     info = onnxdrp.info(small).as_dict()
     assert Page(to_html(info)).sections == ["overview", "layers"]
-    compared = onnxdrp.compare(model, small, data, layers=True).as_dict()
-    page = to_html(compared)
-    assert Page(page).sections == ["overview", "layers"]
-    assert f"{compared['layers'][0]['sqnr_db']:.1f} dB" in page
+    planned = onnxdrp.explain(model.clone()).as_dict()
+    assert Page(to_html(planned)).sections == ["plan"]
     units = onnxdrp.sensitivity(model.clone(), data, samples=4)
     for found in (units.sensitivity.as_dict(), units.as_dict()):
         assert "sensitivity" in Page(to_html(found)).sections
+
+
+def test_a_comparison_shows_the_worst_first_and_the_jump():
+    rows = [
+        {"name": f"n{i}", "op": "Conv", "tensor": f"t{i}", "sqnr_db": db, "cosine": 1.0,
+         "max_abs_error": error}
+        for i, (db, error) in enumerate([(None, 0.0), (27.0, 0.1), (8.5, 0.5), (None, 0.5)])
+    ]  # fmt: skip
+    found = {"sqnr_db": 8.5, "max_abs_error": 0.5, "cosine": 0.9, "top1_agreement": 0.75,
+             "outputs": {"y": rows[2]}, "layers": rows, "verdict": "it falls here",
+             "first_jump": {"name": "n2", "tensor": "t2"},
+             "input": "a/float.onnx", "output": "b/int8.onnx"}  # fmt: skip
+    tree = Page(to_html(found))
+    assert tree.sections == ["overview", "compared"]
+    assert tree.text["h1"] == ["int8.onnx against float.onnx"]
+    places = [row["id"] for row in tree.all("tr") if "compared-" in row.get("id", "")]
+    assert places == ["compared-4", "compared-3", "compared-2", "compared-1"]  # the last is exact
+    bars = [a for a in tree.all("rect") if a["class"] in ("bar", "bar jump", "behind")]
+    assert [bar["class"] for bar in bars] == ["behind", "bar", "bar jump", "behind"]
+    heights = [float(bar["height"]) for bar in bars]
+    assert heights[0] > heights[1] > heights[2] > heights[3] == 0
+    assert heights[1] / heights[2] == pytest.approx(27 / 8.5, rel=0.01)
+    assert "It falls here." in tree.text["p"]
+    assert "jump" in tree.text["text"]
+    del found["verdict"], found["first_jump"]
+    assert "compared" in Page(to_html(found | {"layers": []})).sections
+
+
+def test_a_comparison_of_models_makes_a_page(data):
+    model = Model.from_proto(conv_net())
+    small = onnxdrp.quantize(model.clone(), data).model
+    compared = onnxdrp.compare(model, small, data, layers=True).as_dict()
+    page = to_html(compared)
+    assert f"{compared['layers'][0]['sqnr_db']:.1f} dB" in page
+    assert compared["verdict"][1:] in page.replace("&#x27;", "'")
+    assert "float.onnx" not in page
+
+
+def test_accuracy_shows_the_worst_classes_and_what_they_are_taken_for():
+    labels = np.array([0] * 4 + [1] * 4 + [2] * 4)
+    given = np.array([0, 0, 0, 0, 2, 2, 1, 0, 2, 2, 2, 1])
+    found = Accuracy(labels == given, None, labels, given).as_dict()
+    assert [(c["class"], c["top1"]) for c in found["classes"]] == [(0, 100), (1, 25), (2, 75)]
+    assert found["confused"] == [
+        {"label": a, "taken_for": b, "samples": n} for a, b, n in ((1, 2, 2), (1, 0, 1), (2, 1, 1))
+    ]
+    tree = Page(to_html(found))
+    assert tree.sections == ["overview", "classes"]
+    rows = [row["id"] for row in tree.all("tr") if row.get("id")]
+    assert rows == ["class-1", "class-2", "class-0"]
+    shares = [cell["style"] for cell in tree.all("td") if "style" in cell]
+    assert shares == [f"--share:{n}%" for n in (100, 25, 25, 50, 25, 75)]  # row by row
+    assert "66.67 %" in tree.text["p"]
+    found["confused"] = found["confused"][:1]  # a square with holes would be taken for a full one
+    assert [t["class"] for t in Page(to_html(found)).all("table")] == ["sortable", "sortable"]
+
+
+def test_detections_are_shown_by_class():
+    rows = [{"class": 7, "objects": 3, "map_50": 0.5, "map_5095": 0.25},
+            {"class": 2, "name": HOSTILE, "objects": 1, "map_50": 0.1, "map_5095": 0}]  # fmt: skip
+    found = {"map_50": 0.3, "map_5095": 0.125, "map_5095_interval": [0.1, 0.2], "samples": 4,
+             "objects": 4, "detections": 40, "classes": rows}  # fmt: skip
+    tree = Page(to_html(found))
+    assert tree.sections == ["overview", "classes"]
+    assert [row["id"] for row in tree.all("tr") if row.get("id")] == ["class-2", "class-7"]
+    assert {"0.1250", "95 % interval 0.1000 to 0.2000, 4 samples"} <= set(tree.text["p"])
+
+
+def test_info_shows_modelled_cycles_and_what_is_not_counted():
+    model = Model.from_proto(conv_net())
+    pruned = onnxdrp.prune(model, sparsity=0.5, pattern="block").model
+    found = onnxdrp.info(pruned).as_dict()
+    assert found["total"]["cycles_b"] < found["total"]["baseline_mac"]
+    tree = Page(to_html(found))
+    told = " ".join(tree.text["h3"])
+    assert "Modelled cycles, reading B" in told
+    assert "Modelled cycles, in millions" in tree.text["strong"]
+    found["total"]["uncounted"] = {"odd": "its shape is unknown"}
+    assert "warnings" in Page(to_html(found)).sections
+
+
+def test_the_demo_shows_its_stages(report):
+    row = {
+        "top1": 94.6,
+        "top1_interval": (93.0, 95.8),
+        "sparsity": 0.5,
+        "current_mac": 9,
+        "bytes": 9,
+    }
+    demo = {"models": {"float": row, "all of it": row}, "report": report.as_dict(), "folder": "x"}
+    sections = Page(to_html(demo)).sections
+    assert sections[:3] == ["overview", "warnings", "models"]
+    assert {"passes", "layers"} <= set(sections)
 
 
 def test_figures_of_channels_make_pages():
@@ -330,6 +422,9 @@ def test_columns_are_as_high_as_their_values():
     marks = [Mark(i, float(v), "tip", behind=4.0) for i, v in enumerate((1, 2, 4))]
     bars = [a for a in Page(columns(marks, "l", "x", "y")).all("rect") if a["class"] == "bar"]
     heights = [float(bar["height"]) for bar in bars]
+    assert Page(columns(marks, "l", "x", "y", names=["a", "b", "c"])).text["text"][-5:-2] == [
+        "a", "b", "c",
+    ]  # fmt: skip
     assert heights == pytest.approx([heights[2] / 4, heights[2] / 2, heights[2]], abs=0.2)
     behind = [a for a in Page(columns(marks, "l", "x", "y")).all("rect") if a["class"] == "behind"]
     assert {float(bar["height"]) for bar in behind} == {heights[2]}
@@ -386,6 +481,16 @@ def test_sketches_count_every_value():
     assert found.outside(Range(-10.0, 10.0)) == 0.0
     assert Histogram().sketch(48) == []
     assert Histogram().outside(Range(0.0, 1.0)) == 0.0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_was_clipped_to_the_end_of_a_range_lies_inside_of_it(sign):
+    found = Histogram()
+    values = np.clip(np.linspace(0, 8, 1000, dtype=np.float32), 0, 6)
+    found.update(sign * values)
+    for end in (6.0, 5.9999999):
+        assert found.outside(Range(*sorted((0.0, sign * end)))) == 0.0
+    assert found.outside(Range(*sorted((0.0, sign * 5.9)))) == pytest.approx(0.26, abs=0.005)
 
 
 def test_pictures_of_masks_show_shares():

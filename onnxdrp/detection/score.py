@@ -13,7 +13,7 @@ results on the same images leave out the same groups, so `difference` is paired.
 import contextlib
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from onnxdrp.detection.labels import GroundTruth
 from onnxdrp.detection.nms import Detections
 from onnxdrp.errors import DataError, OptionError
 
-__all__ = ["DetectionScore", "Estimate", "average_precision", "difference"]
+__all__ = ["ClassScore", "DetectionScore", "Estimate", "average_precision", "difference"]
 
 _GROUPS = 20
 _MOST_DETECTIONS = 100
@@ -40,6 +40,31 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class ClassScore:
+    """How well the objects of one class were found.
+
+    Attributes:
+        index: Of the class, as the model numbers it.
+        name: "" where the labels name none.
+        objects: That were to be found.
+        map_50: Average precision at an overlap of 0.5.
+        map_5095: Its mean over overlaps from 0.5 to 0.95.
+    """
+
+    index: int
+    name: str
+    objects: int
+    map_50: float
+    map_5095: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        found = {"class": self.index, "objects": self.objects}
+        named = {"name": self.name} if self.name else {}
+        return found | named | {"map_50": self.map_50, "map_5095": self.map_5095}
+
+
+@dataclass(frozen=True)
 class DetectionScore:
     """How well objects were found.
 
@@ -51,6 +76,7 @@ class DetectionScore:
         detections: Detections that were scored.
         replicates: float64 [G, 2], map_50 and map_5095 without each group of images; no rows
             for a single image, or where one group holds all objects.
+        classes: Those that have objects, in the model's order.
     """
 
     map_50: float
@@ -59,6 +85,7 @@ class DetectionScore:
     objects: int
     detections: int
     replicates: npt.NDArray[np.float64]
+    classes: tuple[ClassScore, ...]
 
     def intervals(self) -> dict[str, Estimate] | None:
         """The 95 % intervals by name, within 0..1; None without replicates."""
@@ -73,6 +100,7 @@ class DetectionScore:
             "samples": self.samples,
             "objects": self.objects,
             "detections": self.detections,
+            "classes": [one.as_dict() for one in self.classes],
         }
 
     def __str__(self) -> str:
@@ -143,6 +171,7 @@ def average_precision(truth: GroundTruth, found: Sequence[Detections]) -> Detect
         evaluation = _evaluation(truth, found)
         evaluation.evaluate()
         whole = _means(evaluation, evaluation.evalImgs)
+        classes = tuple(_classes(evaluation, truth))
         parts = [_means(evaluation, part) for part in _parts(evaluation, len(found))]
     replicates = np.array(parts, np.float64).reshape(-1, 2)
     if np.isnan(replicates).any():  # all objects lie in one group of images
@@ -154,6 +183,7 @@ def average_precision(truth: GroundTruth, found: Sequence[Detections]) -> Detect
         objects=truth.count,
         detections=sum(len(item.scores) for item in found),
         replicates=replicates,
+        classes=classes,
     )
 
 
@@ -218,6 +248,19 @@ def _means(evaluation: Any, results: Sequence[Any]) -> tuple[float, float]:
     if not known.size:
         return float("nan"), float("nan")
     return float(known[0].mean()), float(known.mean())
+
+
+def _classes(evaluation: Any, truth: GroundTruth) -> Iterator[ClassScore]:
+    """Of each class that has an object, what was accumulated last."""
+    precision = evaluation.eval["precision"]  # see _means
+    counted = [item.classes[~item.ignored] for item in truth.objects]
+    objects = np.bincount(np.concatenate(counted))
+    for place, index in enumerate(evaluation.params.catIds):
+        known = precision[:, :, place]
+        if (known > -1).all():
+            name = "" if truth.names is None else truth.names[index]
+            figures = float(known[0].mean()), float(known.mean())
+            yield ClassScore(index, name, int(objects[index]), *figures)
 
 
 def _parts(evaluation: Any, images: int) -> list[list[Any]]:

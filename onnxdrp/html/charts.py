@@ -5,7 +5,7 @@ table of the same section. What has `data-tip` shows it when pointed at, or walk
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxdrp.html.markup import Markup, element
@@ -16,6 +16,7 @@ __all__ = ["Mark", "Series", "columns", "figure", "histogram", "lines"]
 _WIDTH, _HEIGHT = 900, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 40
 _COLUMN = 26.0  # the widest
+_LETTER = 7.0  # with the room around it
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Mark:
 
     Attributes:
         x: its place.
-        y: its value.
+        y: its value; an infinite one reaches the edge.
         tip: what it says when pointed at.
         low: lower end of its interval; None without one.
         high: upper end.
@@ -71,12 +72,12 @@ class _Plane:
         place = (min(max(y, low), high) - low) / (high - low or 1)
         return round(_HEIGHT - _BOTTOM - place * (_HEIGHT - _TOP - _BOTTOM), 1)
 
-    def axes(self, x_label: str, y_label: str, x_ticks: Sequence[float]) -> None:
+    def axes(self, x_label: str, y_label: str, x_ticks: Mapping[float, str]) -> None:
         for y in ticks(*self.y):
             self.line("grid", _LEFT, self.up(y), _WIDTH - _RIGHT, self.up(y))
             self.text(number(y), _LEFT - 6, self.up(y) + 4, "end")
-        for x in x_ticks:
-            self.text(number(x), self.across(x), _HEIGHT - _BOTTOM + 16, "middle")
+        for x, name in x_ticks.items():
+            self.text(name, self.across(x), _HEIGHT - _BOTTOM + 16, "middle")
         floor = _HEIGHT - _BOTTOM
         self.line("axis", _LEFT, floor, _WIDTH - _RIGHT, floor)
         self.text(x_label, (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, "middle")
@@ -127,24 +128,28 @@ def columns(
     y_label: str,
     *,
     top: float | None = None,
-    limit: tuple[float, str] | None = None,
+    names: Sequence[str] = (),
 ) -> Markup:
-    """A column a mark, side by side in their order; what stands behind is paler.
+    """A column a mark, side by side in their order, with intervals; what stands behind is paler.
 
     Args:
-        marks: their x is not looked at: they are numbered from 1.
+        marks: their x is not looked at: they are numbered from 1. A label stands at the top.
         label: the sentence for those who do not see it.
         x_label: of the axis.
         y_label: of the other.
-        top: of the axis; None: the largest value.
-        limit: a value with its name, that a line shows.
+        top: of the axis; None: the next round number.
+        names: of the marks, to stand below them where there is room, instead of numbers.
     """
-    values = [v for m in marks for v in (m.y, m.behind) if v is not None]
-    high = max(values, default=0.0) if top is None else top
-    plane = _Plane((0.5, len(marks) + 0.5), (min(0.0, *values, 0.0), high or 1.0))
-    whole = [t for t in ticks(1, max(len(marks), 2), 12) if t == int(t) and t <= len(marks)]
-    plane.axes(x_label, y_label, [int(t) for t in whole])
-    step = plane.across(2) - plane.across(1)
+    values = [v for m in marks for v in (m.y, m.behind) if v is not None and math.isfinite(v)]
+    low = min(0.0, *values, 0.0)
+    high = _round_up(low, max(values, default=0.0)) if top is None else top
+    plane = _Plane((0.5, len(marks) + 0.5), (low, high or 1.0))
+    step = (_WIDTH - _LEFT - _RIGHT) / max(len(marks), 1)
+    if names and max(map(len, names)) * _LETTER < step:
+        plane.axes(x_label, y_label, dict(enumerate(names, 1)))
+    else:
+        whole = [int(t) for t in ticks(1, max(len(marks), 2), 12) if t == int(t) <= len(marks)]
+        plane.axes(x_label, y_label, {t: number(t) for t in whole})
     width = round(max(min(step * 0.8, _COLUMN), 0.6), 2)
     for place, mark in enumerate(marks, 1):
         left, floor = round(plane.across(place) - width / 2, 1), plane.up(0)
@@ -157,13 +162,24 @@ def columns(
             )  # fmt: skip
 
         bars = [] if mark.behind is None else [bar(mark.behind, "behind")]
-        drawn = [*bars, bar(mark.y, f"bar {mark.style}".strip())]
+        style = f"bar {mark.style}".strip() if math.isfinite(mark.y) else "behind"
+        drawn = [*bars, bar(mark.y, style), *_interval(plane, place, mark)]
+        if mark.label:
+            x = plane.across(place)
+            drawn.append(element("line", class_="limit", x1=x, x2=x, y1=_TOP, y2=plane.up(mark.y)))
+            drawn.append(element("text", mark.label, class_="limit-text", x=x + 4, y=_TOP + 8))
         hit = element("rect", class_="hit", x=round(plane.across(place) - step / 2, 1), y=_TOP,
                       width=round(step, 1), height=_HEIGHT - _TOP - _BOTTOM)  # fmt: skip
         plane.parts.append(_tipped(mark, *drawn, hit))
-    if limit is not None:
-        plane.limit(*limit)
     return plane.image(label)
+
+
+def _round_up(low: float, high: float) -> float:
+    """The end of an axis: the tick at the value, or the next above it."""
+    found = ticks(low, high)
+    if len(found) < 2 or high - found[-1] < 1e-9 * (high - low):
+        return high
+    return 2 * found[-1] - found[-2]
 
 
 def lines(
@@ -180,7 +196,7 @@ def lines(
     ys = [v for m in marks for v in (m.y, m.low, m.high) if v is not None]
     ys += [] if limit is None else [limit[0]]
     plane = _Plane(_room(xs), _room(ys))
-    plane.axes(x_label, y_label, ticks(*plane.x, 9))
+    plane.axes(x_label, y_label, {t: number(t) for t in ticks(*plane.x, 9)})
     for one in series:
         places = " ".join(f"{plane.across(m.x)},{plane.up(m.y)}" for m in one.marks)
         plane.parts.append(element("polyline", points=places, class_=f"line {one.style}".strip()))
@@ -190,15 +206,24 @@ def lines(
             drawn = [
                 element("circle", cx=x, cy=y, r=4, class_=f"dot {mark.style or one.style}".strip())
             ]
-            if mark.low is not None and mark.high is not None:
-                drawn.insert(0, element("line", class_="interval", x1=x, x2=x,
-                                        y1=plane.up(mark.low), y2=plane.up(mark.high)))  # fmt: skip
+            drawn = [*_interval(plane, mark.x, mark), *drawn]
             if mark.label:
                 drawn.append(element("text", mark.label, x=x - 7, y=y - 7, text_anchor="end"))
             plane.parts.append(_tipped(mark, *drawn))
     if limit is not None:
         plane.limit(*limit)
     return plane.image(label)
+
+
+def _interval(plane: _Plane, place: float, mark: Mark) -> list[Markup]:
+    if mark.low is None or mark.high is None:
+        return []
+    x = plane.across(place)
+    return [
+        element(
+            "line", class_="interval", x1=x, x2=x, y1=plane.up(mark.low), y2=plane.up(mark.high)
+        )
+    ]
 
 
 def _room(values: Sequence[float]) -> tuple[float, float]:
@@ -240,7 +265,7 @@ def histogram(
                    viewBox=f"0 0 {width} {height}", role="img", aria_label=label)  # fmt: skip
 
 
-def figure(title: str, chart: Markup, note: str = "") -> Markup:
-    """A chart under its title, with what else there is to say of it."""
+def figure(title: str, chart: Markup, note: str = "", legend: Markup | None = None) -> Markup:
+    """A chart under its title, with what else there is to say of it, over its legend."""
     caption = element("figcaption", element("strong", title), " " if note else None, note)
-    return element("figure", caption, element("div", chart, class_="scroll"))
+    return element("figure", caption, element("div", chart, class_="scroll"), legend)

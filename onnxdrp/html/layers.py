@@ -1,5 +1,6 @@
 """Layers: charts over them in graph order, the table of all, and what lost channels."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from onnxdrp.html.words import amount, number, shape
 __all__ = ["layers", "widths"]
 
 Report = Mapping[str, Any]
+
+_SPARSE = 20.0  # percent: below, the chart of all 100 is empty
 
 
 def layers(report: Report) -> Markup | None:
@@ -43,15 +46,28 @@ def _layer_charts(report: Report, rows: Sequence[Report]) -> Iterable[Markup]:
             columns(found, label, axis, "million"),
             "Pale: before. Full: after, without weights that are zero.",
         )
+    cycles = [[r.get(k) or 0 for k in ("mac_before", "cycles_b", "cycles_c")] for r in rows]
+    if any(0 < min(b, c) < dense for dense, b, c in cycles):
+        found = marks(
+            (b / 1e6, f"{amount(b)} in reading B, {amount(c)} in C, {amount(d)} dense", d / 1e6)
+            for d, b, c in cycles
+        )
+        saved = sum(b for _, b, _ in cycles) / sum(dense for dense, _, _ in cycles)
+        label = f"Modelled cycles of {len(rows)} layers, {100 * saved:.1f} % of the dense model's"
+        yield figure(
+            "Modelled cycles, in millions",
+            columns(found, label, axis, "million"),
+            "Pale: dense. Full: reading B of how hardware skips zeros; a model, no measurement.",
+        )
     zeros = [r.get("sparsity") for r in rows]
     if any(zeros):
         found = marks((100 * (z or 0), f"{100 * (z or 0):.1f} % zeros", None) for z in zeros)
         label = (
             f"Sparsity of {len(rows)} layers, from 0 to {100 * max(z or 0 for z in zeros):.1f} %"
         )
-        yield figure(
-            "Sparsity, in percent of the weights", columns(found, label, axis, "% zeros", top=100.0)
-        )
+        top = 100.0 if max(mark.y for mark in found) > _SPARSE else None
+        chart = columns(found, label, axis, "% zeros", top=top)
+        yield figure("Sparsity, in percent of the weights", chart)
     told = report.get("layer_errors") or {}
     if why_not := told.get("why_not"):
         yield element("p", f"There is no SQNR of layers: {why_not}", class_="lead")
@@ -61,7 +77,9 @@ def _layer_charts(report: Report, rows: Sequence[Report]) -> Iterable[Markup]:
         found = marks(
             (d, f"{d:.1f} dB", None)
             if isinstance(d, int | float)
-            else (0.0, "no error" if d == "inf" else "no figure", None)
+            else (math.inf, "no error", None)
+            if d == "inf"
+            else (0.0, "no figure", None)
             for d in decibels
         )
         note = f"Higher is better; measured on {told.get('samples')} samples. " if told else ""
@@ -112,6 +130,8 @@ def _layer_table(rows: Sequence[Report]) -> Markup:
         ("sparsity", Column("Sparsity", figures=True, title="Share of the weights that are zero")),
         ("mac_before", Column("MAC before", figures=True, title="Multiply-adds for one image")),
         ("mac_after", Column("MAC after", figures=True, title="Without weights that are zero")),
+        ("cycles_b", Column("Cycles B", figures=True, title="A model of hardware, reading B")),
+        ("cycles_c", Column("Cycles C", figures=True, title="A model of hardware, reading C")),
         ("sqnr_db", Column("SQNR dB", figures=True, title="At its output, against what came in")),
         ("range", Column("Range", title="Of its activation, as quantized")),
         ("precision", Column("Precision", title="Types of what it multiplies")),
@@ -146,7 +166,8 @@ def _layer_cell(key: str, value: Any) -> Cell | Node:
     if key == "sqnr_db":
         return Cell(number(value, 3), {"inf": 1e9, "-inf": -1e9}.get(value, value))
     if key == "range":
-        return Cell(" … ".join(number(end, 3) for end in value), value[1] - value[0])
+        ends = element("span", " … ".join(number(end, 3) for end in value), class_="shape")
+        return Cell(ends, value[1] - value[0])
     if key == "precision":
         return " × ".join(dict.fromkeys(value))
     return Cell(number(value), value) if isinstance(value, int | float) else str(value)

@@ -16,10 +16,14 @@ from typing import Any
 
 from onnxdrp.errors import OptionError
 from onnxdrp.files import atomic_write
+from onnxdrp.html.classes import classes
+from onnxdrp.html.compared import compared
 from onnxdrp.html.graph import graph
 from onnxdrp.html.layers import layers, widths
 from onnxdrp.html.markup import Markup, element, join
-from onnxdrp.html.overview import overview
+from onnxdrp.html.overview import models, overview
+from onnxdrp.html.planned import plan
+from onnxdrp.html.reading import as_report
 from onnxdrp.html.run import passes, versions, warnings
 from onnxdrp.html.searched import channels, front, search, sensitivity
 from onnxdrp.html.tensors import masks, ranges
@@ -32,6 +36,10 @@ Report = Mapping[str, Any]
 _SECTIONS: tuple[tuple[str, str, Callable[[Report], Markup | None]], ...] = (
     ("overview", "Overview", overview),
     ("warnings", "Warnings", warnings),
+    ("models", "Stages", models),
+    ("compared", "Comparison", compared),
+    ("classes", "Classes", classes),
+    ("plan", "Plan", plan),
     ("searched", "Search", search),
     ("front", "Front", front),
     ("passes", "Passes", passes),
@@ -50,13 +58,13 @@ def to_html(report: Report) -> str:
     """The page of a report; the same JSON gives the same page.
 
     Args:
-        report: what `Report.as_dict` gives, or any `--json` and file of figures: of info, compare,
-            calibrate, sensitivity, pareto and demo.
+        report: what `Report.as_dict` gives, or any `--json` and file of figures (see
+            onnxdrp.html.reading).
 
     Raises:
         OptionError: there is nothing in it that a page could show.
     """
-    report = _as_report(json.loads(json.dumps(report, default=plain)))
+    report = as_report(json.loads(json.dumps(report, default=plain)))
     found = [(name, title, shown) for name, title, make in _SECTIONS if (shown := make(report))]
     if not found:
         raise OptionError("the JSON has no figures of onnxdrp; give what --report or --json wrote")
@@ -66,8 +74,7 @@ def to_html(report: Report) -> str:
         for name, title, shown in found
     ]  # fmt: skip
     links = [element("li", element("a", title, href=f"#{name}")) for name, title, _ in found]
-    came = report.get("input") or report.get("model", {}).get("before", {}).get("file")
-    name = PurePath(str(came or "")).name or "Report"
+    name = _name(report)
     style, script = _asset("page.css"), _asset("page.js") + _asset("graph.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Template(_asset("page.html")).substitute(
@@ -96,6 +103,14 @@ def save_html(path: str | Path, report: Report) -> Path:
     return Path(path)
 
 
+def _name(report: Report) -> str:
+    came = report.get("input") or report.get("model", {}).get("before", {}).get("file")
+    name = PurePath(str(came or "")).name or "Report"
+    if "compared" in report and report.get("output"):
+        return f"{PurePath(str(report['output'])).name} against {name}"
+    return name
+
+
 def _made(report: Report) -> str:
     version = (report.get("versions") or {}).get("onnxdrp")
     count = len(report.get("warnings") or ())
@@ -108,31 +123,3 @@ def _made(report: Report) -> str:
 @cache
 def _asset(name: str) -> str:
     return files("onnxdrp.html").joinpath(name).read_text(encoding="utf-8")
-
-
-def _as_report(found: Report) -> Report:
-    """Figures of other commands, in the places that a report has for them."""
-    if not isinstance(found, Mapping):
-        raise OptionError("the JSON is no table; give what --report or --json wrote")
-    kind = str(found.get("format", ""))
-    if isinstance(found.get("report"), Mapping):  # of the demo
-        return dict(found["report"])
-    if kind.startswith("onnxdrp"):
-        where = next((name for key, name in _FILES.items() if key in found), None)
-        return {where: found, "input": found.get("model", "")} if where else {}
-    if "passes" not in found and "outputs" in found and "cosine" in found:  # of compare
-        fidelity = {k: found[k] for k in ("sqnr_db", "max_abs_error", "cosine", "top1_agreement")}
-        return {"fidelity": fidelity, "layers": found["layers"],
-                "layer_errors": {"verdict": found.get("verdict", "")}}  # fmt: skip
-    if "passes" not in found and "total" in found:  # of info
-        total = found["total"]
-        rows = [
-            r | {"mac_before": r["baseline_mac"], "mac_after": r["current_mac"]}
-            for r in found["layers"]
-        ]
-        figures = {key: total[key] for key in ("sparsity", "baseline_mac", "current_mac")}
-        return {**figures, "layers": rows}
-    return found
-
-
-_FILES = {"units": "sensitivity", "curves": "sensitivity", "points": "front", "tensors": "ranges"}

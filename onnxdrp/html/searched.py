@@ -1,6 +1,7 @@
 """What was measured and searched: sensitivities, fronts, and the rounds under a budget."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onnxdrp.html.charts import Mark, Series, columns, figure, lines
@@ -94,27 +95,24 @@ def channels(report: Report) -> Markup | None:
     base = found["baseline"]
     lost = {name: sum(base - s for s in c.values()) / max(len(c), 1) for name, c in curves.items()}
     costliest = sorted(lost, key=lambda name: -lost[name])
-    series = [
-        Series(
-            [
-                Mark(
-                    100 * rate, unit * score, f"{name}: {number(unit * score)} at {100 * rate:g} %"
-                )
-                for rate, score in [(0.0, base), *((float(r), s) for r, s in curves[name].items())]
-            ],
-            f"named-{costliest.index(name)}" if name in costliest[:_NAMED] else "others",
-            dots=name in costliest[:_NAMED],
-        )
-        for name in reversed(costliest)
-    ]
+    series = []
+    for place, name in reversed(list(enumerate(costliest))):
+        named = place < _NAMED
+        points = [(0.0, base), *((float(r), s) for r, s in curves[name].items())]
+        marks = [Mark(100 * r, unit * s, f"{name}: {number(unit * s)} at {100 * r:g} %")
+                 for r, s in points]  # fmt: skip
+        if named:
+            marks[-1] = replace(marks[-1], label=str(place + 1))
+        series.append(Series(marks, f"named-{place}" if named else "others", dots=named))
     legend = element(
         "ul",
         *(
-            element("li", element("span", class_=f"key named-{i}", aria_hidden="true"), name)
+            element("li", element("span", class_=f"key named-{i}", aria_hidden="true"),
+                    f"{i + 1} ", breakable(name))
             for i, name in enumerate(costliest[:_NAMED])
         ),
         class_="legend",
-    )
+    )  # fmt: skip
     label = f"{what} of {len(curves)} groups as their channels are removed"
     chart = lines(series, label, "channels of the group removed (%)", what)
     rates = sorted({float(r) for c in curves.values() for r in c})
@@ -133,8 +131,9 @@ def channels(report: Report) -> Markup | None:
         f"{what[0].upper()}{what[1:]} by the share of a group's channels removed, costliest first; "
         f"whole model {number(unit * base)}; {found['samples']:,} samples"
     )
-    shown = figure("Channels of one group alone removed", chart, "The costliest are named.")
-    return join([shown, legend, table(heads, rows, caption, search="Find groups")])
+    note = "The costliest are named, and numbered at their ends as in the table."
+    shown = figure("Channels of one group alone removed", chart, note, legend)
+    return join([shown, table(heads, rows, caption, search="Find groups")])
 
 
 def front(report: Report) -> Markup | None:

@@ -66,7 +66,9 @@ def table(
         element("tbody", *body),
         class_="sortable",
     )
-    scroll = element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    narrow = all(column.figures for column in columns[1:])
+    style = "scroll narrow" if narrow else "scroll"
+    scroll = element("div", whole, class_=style, tabindex=0, role="region", aria_label=caption)
     return join([_search(search, len(body)) if search else None, scroll])
 
 

@@ -59,6 +59,7 @@ class _Commands(click.Group):
 _DEBUG = "onnxdrp.debug"
 _GO_ON = "onnxdrp.go_on"
 _QUIET = "onnxdrp.quiet"
+_SAID = "onnxdrp.said"
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -359,6 +360,15 @@ def _take(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: options.pop(name) for name in names}
 
 
+def _load(path: str) -> "Model":
+    """A model, which may take its time."""
+    from onnxdrp.model import Model
+    from onnxdrp.pipeline import watched
+
+    with watched(f"load {Path(path).name}", _progress()):
+        return Model.load(path)
+
+
 def _open(
     model: "Model", data: str | None, reading: dict[str, Any], **more: Any
 ) -> "DataReader | None":
@@ -450,9 +460,13 @@ def _progress() -> "list[Progress]":
 
 
 def _say(text: object, warnings: Sequence[str] = (), *, as_json: bool, file: bool = False) -> None:
-    """Print a result. With --quiet a report of what went to a `file` leaves its warnings alone."""
+    """Print a result. Of a report of what went to a `file`, --quiet leaves its warnings.
+
+    But for those that stand on standard error already.
+    """
     if file and not as_json and _is_quiet():
-        for warning in warnings:
+        said = click.get_current_context().meta[_SAID]
+        for warning in (w for w in warnings if w not in said):
             click.echo(f"warning: {warning}", err=True)
     else:
         click.echo(str(text) if as_json else painted(str(text)))
@@ -503,9 +517,8 @@ def _run(verb: str, model: str, output: str | None, options: dict[str, Any]) -> 
     """The report of a verb of `onnxdrp.api`, whose words the options are."""
     from onnxdrp import api
     from onnxdrp.instruments import Progress
-    from onnxdrp.model import Model
 
-    loaded = Model.load(model)
+    loaded = _load(model)
     reading = _take(options, [n for n in _READING if n in options])
     if "calib" in options:
         more = {} if "data" in options else _take(options, [n for n in ("labels",) if n in options])
@@ -588,7 +601,9 @@ def _finish(
 def cli(context: click.Context) -> None:
     """Prune, quantize and check an exported ONNX model for an accelerator."""
     context.with_resource(shown())
-    logging.basicConfig(format="%(levelname)s %(message)s", handlers=[StderrHandler()])
+    handler = StderrHandler()
+    context.meta[_SAID] = handler.said
+    logging.basicConfig(format="%(levelname)s %(message)s", handlers=[handler])
 
 
 @cli.command()
@@ -687,6 +702,7 @@ _PLANNING = (
 def _explain(model: str, options: dict[str, Any]) -> None:
     """Show the plan, and refuse options that have no say in it."""
     from onnxdrp import api
+    from onnxdrp.pipeline import watched
 
     telling, planning = _take(options, ("as_json", "report")), _take(options, _PLANNING)
     _check_outputs(model, None, telling["report"])
@@ -697,7 +713,8 @@ def _explain(model: str, options: dict[str, Any]) -> None:
         raise OptionError(f"{names} does not go with --explain, which only plans; leave it out")
     planning["input_shape"] = dict(planning["input_shape"]) or None
     planning["outputs"] = _names(planning["outputs"])
-    found = api.explain(model, **{k: v for k, v in planning.items() if v is not None})
+    with watched("explain", _progress()):
+        found = api.explain(model, **{k: v for k, v in planning.items() if v is not None})
     _show(found, telling, input=model)
 
 
@@ -873,9 +890,12 @@ def info(model: str, pattern: str | None, **options: Any) -> None:
     Example: onnxdrp info model.onnx
     """
     from onnxdrp import api
+    from onnxdrp.pipeline import watched
 
     _check_outputs(model, None, options["report"])
-    _show(api.info(model, pattern=pattern), options, input=model)
+    with watched("info", _progress()):
+        table = api.info(model, pattern=pattern)
+    _show(table, options, input=model)
 
 
 @cli.command()
@@ -931,17 +951,16 @@ def compare(a: str, b: str, layers: bool, **options: Any) -> None:
     Example: onnxdrp compare float.onnx int8.onnx --calib images --layers
     """
     from onnxdrp import api
-    from onnxdrp.model import Model
     from onnxdrp.pipeline import watched
 
     for path in (a, b):
         _check_outputs(path, None, options["report"])
-    reference = Model.load(a)
+    reference = _load(a)
     reader = _required(_open(reference, options.pop("calib"), _take(options, _READING)), "--calib")
-    limit = options["memory_limit"]
+    compared, limit = _load(b), options["memory_limit"]
     with watched("compare", _progress()) as progress:
         found = api.compare(
-            reference, b, reader, layers=layers, memory_limit=limit, progress=progress
+            reference, compared, reader, layers=layers, memory_limit=limit, progress=progress
         )
     _show(found, options, input=a, output=b)
 
@@ -963,11 +982,10 @@ def evaluate(model: str, task: str, **options: Any) -> None:
     Example: onnxdrp evaluate model.onnx --data images --labels labels.csv
     """
     from onnxdrp import api
-    from onnxdrp.model import Model
     from onnxdrp.pipeline import watched
 
     _check_outputs(model, None, options["report"])
-    loaded, reading = Model.load(model), _take(options, _READING)
+    loaded, reading = _load(model), _take(options, _READING)
     data, labels = options.pop("data"), options.pop("labels")
     detector = {k: options.pop(k) for k in ("decoder", "conf", "nms", "names")}
     if task == "detection":

@@ -16,12 +16,12 @@ from onnxdrp.model import Model
 from onnxdrp.operators import Kind
 from onnxdrp.unit_sensitivity import UnitSensitivity, noise_power
 
-__all__ = ["Item", "NoiseModel", "largest_budget"]
+__all__ = ["BISECTIONS", "Item", "NoiseModel", "largest_budget"]
 
 _FREE = 1e-3  # of the budget, over the number of units: noise that is not worth a float unit
 _NONE = 1e-30
 _WIDER = 4.0  # times: steps of the budget until the goal lies between two of them
-_BISECTIONS = 5  # to 4 % of the budget
+BISECTIONS = 5  # to 4 % of the budget
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def largest_budget(reaches: Callable[[float], bool], start: float, total: float)
             low *= _WIDER
         else:
             high = low * _WIDER
-    for _ in range(_BISECTIONS if low else 0):
+    for _ in range(BISECTIONS if low else 0):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if reaches(middle) else (low, middle)
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -49,10 +50,20 @@ def painted(text: str) -> str:
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Logs to what standard error is at the time: above a line of progress, where there is one."""
+    """Logs to what standard error is at the time: above a line of progress, where there is one.
+
+    Attributes:
+        said: the messages.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it, and know that it was said."""
+        self.said.add(record.getMessage())
+        super().emit(record)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
@@ -82,6 +93,7 @@ class Line:
             *(TextColumn("{task.description}", markup=False), BarColumn(20)),
             *(MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[pace]}")),
         )
+        self._done, self._since = 0, (time.monotonic(), 0)
         bar = Bar(*columns, console=Console(stderr=True), transient=True)
         self._task = bar.add_task(what, total=None, pace="")
         self._bar = bar
@@ -94,9 +106,13 @@ class Line:
         return None if self._bar is None else self._update
 
     def _update(self, done: int, total: int | None) -> None:
-        self._bar.update(self._task, completed=done, total=total)
-        task = self._bar.tasks[0]
-        self._bar.update(self._task, pace=pace(task.speed, task.time_remaining))
+        now = time.monotonic()
+        if done < self._done:  # other work has begun
+            self._since = now, done
+        self._done, (began, first) = done, self._since
+        speed = (done - first) / (now - began) if done > first and now > began else None
+        left = None if speed is None or total is None else (total - done) / speed
+        self._bar.update(self._task, completed=done, total=total, pace=pace(speed, left))
 
     def close(self) -> None:
         """Take the line away."""

@@ -80,7 +80,9 @@ class AutoSlim(Pass):
             seed=ctx.seed,
             workers=ctx.workers,
             checkpoint=ctx.checkpoint,
-            progress=None if show is None else lambda found: show(found.number, None),
+            progress=None
+            if show is None
+            else lambda found, left: show(found.number, found.number + left),
             **self.options(),
         )
         ctx.rounds, ctx.removed = found, found.removed

@@ -26,7 +26,7 @@ import numpy as np
 from onnxdrp.errors import CheckError, OptionError
 from onnxdrp.layers import layers
 from onnxdrp.model import Model
-from onnxdrp.noise_budget import NoiseModel, largest_budget
+from onnxdrp.noise_budget import BISECTIONS, NoiseModel, largest_budget
 from onnxdrp.parameters import activation_parameters
 from onnxdrp.passes.insert_qdq import InsertQdq
 from onnxdrp.passes.measure_sensitivity import MeasureSensitivity, require_ranges
@@ -160,6 +160,7 @@ class _Search:
         ranges: those of ctx, and for tensors that take over another's range while all is quantized
             the one that they have then: with some layers float they may need one of their own.
         count: trials done.
+        about: how many there will be, as far as known.
         intervals: {(units float, points lost): 95 % interval}, where the goal is in points.
     """
 
@@ -169,6 +170,7 @@ class _Search:
     trials: Trials
     ranges: dict[str, Range] = field(init=False)
     count: int = 0
+    about: int = 1
     intervals: dict[tuple[int, float], tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -192,7 +194,7 @@ class _Search:
         """What the quantized model has with these units float."""
         self.count += 1
         if self.ctx.progress is not None:
-            self.ctx.progress(self.count, None)
+            self.ctx.progress(self.count, max(self.about, self.count))
         ctx = PassContext(
             target=self.ctx.target,
             ranges=self.ranges,
@@ -233,6 +235,7 @@ class _Search:
                     missed.append((len(kept), reading))
             return tried[quantized]
 
+        self.about = self.count + BISECTIONS + min(self.step.give_back, len(found.units))
         goal = self.step.min_sqnr
         start = known.total / 10 if goal is None else noise_power(goal)
         largest_budget(reaches, start, known.total)
@@ -266,7 +269,9 @@ class _Search:
         self, chosen: list[UnitSensitivity], best: float, known: NoiseModel
     ) -> tuple[list[UnitSensitivity], float]:
         """Quantize again what is not needed, most cost for least noise first."""
-        for name in known.dearest({unit.name for unit in chosen})[: self.step.give_back]:
+        dearest = known.dearest({unit.name for unit in chosen})[: self.step.give_back]
+        self.about = self.count + len(dearest)
+        for name in dearest:
             fewer = [unit for unit in chosen if unit.name != name]
             reading = self.reading(fewer)
             if self.reached(reading):

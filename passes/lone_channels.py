@@ -13,28 +13,28 @@ that costs less than an inference each, and a piece is worth about eight.
 
 import pickle
 import tempfile
-import threading
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxdrp.batches import static_batch
-from onnxdrp.channels import Removed, channels_of
+from onnxdrp.channels import Removed
 from onnxdrp.channels.output_scores import Score
 from onnxdrp.channels.reading import read_by_group
+from onnxdrp.channels.sent import ModelWork
 from onnxdrp.datareaders.base import Batch, DataReader
 from onnxdrp.executing import available_cores, in_order, own_or_threads
 from onnxdrp.layers import Layer, by_weight, layers
 from onnxdrp.model import Model
 from onnxdrp.pipeline import PassContext
 from onnxdrp.segments import Segment, Segments
-from onnxdrp.sending import Here, Sent, read_state
+from onnxdrp.sending import Here, Sent
 from onnxdrp.walk import Stop, walk
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ Found = tuple[str, float, float]
 _PIECE = 8.0  # inferences that a piece is worth, or fewer so that there is one for each worker
 
 
-class LoneChannels:
+class LoneChannels(ModelWork):
     """A model of which channels are masked.
 
     Args:
@@ -76,13 +76,13 @@ class LoneChannels:
         memory_limit: int,
         folder: Path,
     ) -> None:
-        self._model, self._choices, self._reader = model, choices, reader
+        super().__init__(model)
+        self._choices, self._reader = choices, reader
         self._score, self._limit, self._folder = score, memory_limit, folder
         self._prepare(channels)
 
     def _prepare(self, channels: "Channels") -> None:
         self._channels = channels
-        self._lock = threading.Lock()
         self._outputs = [
             o.name for o in self._model.outputs if o.dtype is not None and o.dtype.kind == "f"
         ]
@@ -226,31 +226,14 @@ class LoneChannels:
             score.update(numbers, wanted[i], wanted[i])
         return score.result()
 
-    def save(self, folder: Path, token: str) -> None:
-        """Write what `load` reads, once."""
-        with self._lock:
-            if (folder / token).exists():
-                return
-            path = folder / f"{token}.onnx"
-            self._model.save(path)
-            state = {
-                "_model": path,
-                "_choices": self._choices,
-                "_reader": _Written(self._reader, folder / f"{token}.samples"),
-                "_score": self._score,
-                "_limit": self._limit,
-                "_folder": folder,
-            }
-            (folder / token).write_bytes(pickle.dumps(state))
-
-    @classmethod
-    def load(cls, folder: Path, token: str) -> Self:
-        """The work as it was saved. Raises OptionError if the folder is not to be seen."""
-        work = cls.__new__(cls)
-        work.__dict__.update(read_state(folder, token))
-        work._model = Model.load(work._model)  # type: ignore[arg-type]  # a path until now
-        work._prepare(channels_of(work._model))
-        return work
+    def _state(self, folder: Path, token: str) -> dict[str, Any]:
+        return {
+            "_choices": self._choices,
+            "_reader": _Written(self._reader, folder / f"{token}.samples"),
+            "_score": self._score,
+            "_limit": self._limit,
+            "_folder": folder,
+        }
 
 
 _HERE = Here(LoneChannels.load, kept=1)

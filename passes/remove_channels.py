@@ -38,7 +38,10 @@ class RemoveChannels(Pass):
     def requires(self, model: Model, ctx: PassContext) -> None:
         """Channels are chosen, and rates are not: they would be of other weights."""
         if not ctx.removed:
-            raise OptionError("no channels are chosen; run select-channels before")
+            raise OptionError(
+                "no channels are chosen: run select-channels before; if it ran, ask for more of "
+                "them, or give a smaller multiple"
+            )
         self.refuse_rates(ctx)
 
     @staticmethod

@@ -11,8 +11,6 @@ all is written to a folder, from which each process loads it once.
 """
 
 import math
-import pickle
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ import numpy.typing as npt
 
 from onnxdrp.channels.candidates import By, SubnetScore
 from onnxdrp.channels.groups import Channels, Removed, channels_of
+from onnxdrp.channels.sent import ModelWork
 from onnxdrp.datareaders.base import Batch, DataReader
 from onnxdrp.errors import DataError
 from onnxdrp.layers import by_weight, layers
@@ -31,7 +30,7 @@ from onnxdrp.passes.matching import matched, why_not
 from onnxdrp.passes.removing import remove
 from onnxdrp.passes.sweeps import Stop, sweep, without
 from onnxdrp.pipeline import PassContext
-from onnxdrp.sending import Here, Sent, read_state
+from onnxdrp.sending import Here, Sent
 from onnxdrp.taps import Tap
 from onnxdrp.trials import Trials
 from onnxdrp.unit_sensitivity import few
@@ -97,16 +96,16 @@ class SlimTrials(Sent["_Work"]):
         return _HERE.work(folder, token)
 
 
-class _Work:
+class _Work(ModelWork):
     """The float model, what is known of it, and samples."""
 
     def __init__(
         self, model: "Model", reader: DataReader, trials: Trials, by: By, memory_limit: int
     ) -> None:
-        self._model, self._reader, self._trials = model, reader, trials
+        super().__init__(model)
+        self._reader, self._trials = reader, trials
         self._by, self._limit = by, memory_limit
-        self._lock = threading.Lock()
-        self._prepare()
+        self._prepare(channels_of(model))
         stops = self._stops(model)
         taps = {
             tensor: Tap(tensor, ChannelMoments(use.unfolding.result_axis))
@@ -119,8 +118,8 @@ class _Work:
         if by != "sqnr":
             self._score(model)  # refuses what is not known, before any work
 
-    def _prepare(self) -> None:
-        self._channels: Channels = channels_of(self._model)
+    def _prepare(self, channels: Channels) -> None:
+        self._channels = channels
         touched = {s.tensor for s in self._channels.trace.sites if s.role != "beside"}
         self._weights = frozenset(touched & by_weight(layers(self._model)).keys())
 
@@ -174,27 +173,9 @@ class _Work:
         score.order(self._by)
         return score
 
-    def save(self, folder: Path, token: str) -> None:
-        """Write what `load` reads, once."""
-        with self._lock:
-            if (folder / token).exists():
-                return
-            path = folder / f"{token}.onnx"
-            self._model.save(path)
-            left_out = ("_lock", "_channels", "_weights")
-            state = {k: v for k, v in self.__dict__.items() if k not in left_out}
-            (folder / token).write_bytes(pickle.dumps(state | {"_model": path}))
-
-    @classmethod
-    def load(cls, folder: Path, token: str) -> "_Work":
-        """The work as it was saved. Raises OptionError if the folder is not to be seen."""
-        from onnxdrp.model import Model
-
-        work = cls.__new__(cls)
-        work.__dict__.update(read_state(folder, token), _lock=threading.Lock())
-        work._model = Model.load(work._model)  # type: ignore[arg-type]  # a path until now
-        work._prepare()
-        return work
+    def _state(self, folder: Path, token: str) -> dict[str, Any]:
+        kept = ("_reader", "_trials", "_by", "_limit", "_moments")
+        return {name: self.__dict__[name] for name in kept}
 
 
 _HERE = Here(_Work.load, kept=1)

@@ -145,7 +145,7 @@ def test_an_interrupted_search_goes_on_and_ends_as_if_it_had_not_been(
     file = tmp_path / "state.json"
     seen = []
 
-    def stop(r):
+    def stop(r, left):
         seen.append(r)
         if len(seen) == after:
             raise KeyboardInterrupt
@@ -154,8 +154,16 @@ def test_an_interrupted_search_goes_on_and_ends_as_if_it_had_not_been(
         search(model, checkpoint=file, progress=stop)
     kept = [p.name for p in tmp_path.iterdir()]
     assert len(kept) == (2 if any(r.accepted for r in seen) else 1)
-    rest = []
-    result = search(model, checkpoint=file, progress=rest.append)
+    rest, ahead = [], []
+
+    def told(r, left):
+        rest.append(r)
+        ahead.append(left)
+
+    result = search(model, checkpoint=file, progress=told)
+    assert ahead[-1] == 0
+    for here, after, r in zip(ahead, ahead[1:], rest[1:], strict=False):
+        assert r.accepted or after == here - 1
     assert timeless(seen + rest) == timeless(found.rounds)
     assert timeless(result.rounds) == timeless(found.rounds)
     assert result.model.fingerprint() == found.model.fingerprint()
@@ -168,7 +176,7 @@ def test_a_checkpoint_of_another_search_or_a_broken_one_is_begun_anew(
 ):
     file = tmp_path / "state.json"
 
-    def stop(r):
+    def stop(r, left):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -57,6 +57,12 @@ def blocks(page: Path) -> list[Block]:
     return [Block(*map(str, block)) for block in found]
 
 
+def indented(page: Path) -> Iterator[list[str]]:
+    """The arguments of each command that stands indented, without what is said beside it."""
+    for line in _INDENTED.findall(page.read_text(encoding="utf-8")):
+        yield from commands(re.sub(r"  +[-#(].*", "", line) if "  " in line else line)
+
+
 def commands(text: str) -> Iterator[list[str]]:
     """The arguments of each `$ onnxdrp ...` line; a line that ends in a backslash goes on."""
     for line in text.replace("\\\n", " ").splitlines():
@@ -133,6 +139,26 @@ def test_every_block_of_a_page_runs(page: Path, workshop: Path) -> None:
             del sys.modules[name]
 
 
+INDENTED = [page for page in (*PAGES, ROOT / "README.md") if list(indented(page))]
+
+
+# of options a search of many seconds, and what needs wider layers; what opens a browser
+NOT_RUN = {"--max-drop", "--slim"}, ["view", "model.onnx"]
+
+
+@pytest.mark.parametrize("page", INDENTED, ids=lambda p: p.name)
+def test_indented_commands_run(page: Path, workshop: Path) -> None:
+    (workshop / "net.onnx").write_bytes((workshop / "model.onnx").read_bytes())
+    (workshop / "report.json").write_text('{"seconds": 1.0}', "utf-8")
+    reader = next(b.text for b in blocks(DOCS / "readers.md") if b.mark == "file: my_reader.py")
+    reader = reader.replace("folder: str, model", 'model, folder="images"')
+    (workshop / "my_reader.py").write_text(reader, "utf-8")
+    for arguments in indented(page):
+        if NOT_RUN[0].isdisjoint(arguments) and arguments != NOT_RUN[1]:
+            result = CliRunner().invoke(cli, arguments)
+            assert result.exit_code == 0, f"{arguments}: {result.output}"
+
+
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda p: p.name)
 def test_every_block_is_what_it_says_it_is(page: Path) -> None:
     for block in blocks(page):
@@ -140,9 +166,8 @@ def test_every_block_is_what_it_says_it_is(page: Path) -> None:
             ast.parse(block.text)
         elif block.language == "console":
             assert list(commands(block.text)) or not block.text.strip().startswith("$ onnxdrp")
-    for line in _INDENTED.findall(page.read_text(encoding="utf-8")):
-        for arguments in commands(re.sub(r"  +[-#(].*", "", line) if "  " in line else line):
-            parsed(arguments)
+    for arguments in indented(page):
+        parsed(arguments)
 
 
 def anchors(page: Path) -> set[str]:

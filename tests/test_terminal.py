@@ -20,6 +20,7 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from onnxdrp.cli import cli
+from onnxdrp.terminal import Line
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,6 +119,36 @@ def test_quiet_still_warns(net: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
     assert "warning: figures are of the only calibration sample" in result.stderr
+
+
+def test_quiet_says_once_what_a_target_lacks(net: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "onnxdrp", "quantize", str(net), "-o", str(net.parent / "out.onnx"),
+         "--calib", str(net.parent / "calib.npz"), "--target", "drp-ai3", "-q"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout == ""
+    lines = re.findall(r"(?m)^(?:warning:|WARNING) (.+)$", run.stderr)
+    assert any(line.startswith("target drp-ai3: ") for line in lines)
+    assert len(lines) == len(set(lines))
+
+
+def test_the_pace_is_that_of_the_work_at_hand_however_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("onnxdrp.terminal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    line = Line("work")
+    try:
+        told = []
+        for seconds, done, total in ((60, 1, 3), (60, 2, 4), (1, 1, 900), (10, 101, 900)):
+            now[0] += seconds
+            assert line.show is not None
+            line.show(done, total)
+            told.append(line._bar.tasks[0].fields["pace"])
+    finally:
+        line.close()
+    assert told == ["0.017/s, 0:02:00 left", "0.017/s, 0:02:00 left", "", "10/s, 0:01:19 left"]
 
 
 def test_verbose_logs_each_pass_wherever_it_stands(net: Path) -> None:

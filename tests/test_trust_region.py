@@ -169,16 +169,19 @@ def test_every_rejection_changes_the_candidate_until_none_is_left(figures, facto
     thresholds = {name: th for name, (th, _, _) in figures.items()}
     errors = {name: {0.2: high, 0.1: high * share} for name, (_, high, share) in figures.items()}
     region, seen = begun(thresholds=thresholds, errors=errors, factor=factor), []
+    left = region.rejections_left(thresholds, errors)
+    assert not region.stopped  # only looked ahead
     for _ in range(2 * len(figures) + 1):
         found = region.propose(thresholds, errors)
         assert all(found.choices[n].error <= found.thresholds[n] for n in found.rates)
         assert math.hypot(*found.thresholds.values()) <= region.upper_bound * (1 + 1e-9)
         if region.stopped:
-            return
+            break
         assert found.rates not in seen
         seen.append(found.rates)
         region.reject(found)
     assert region.stopped
+    assert left == len(seen)
 
 
 @settings(max_examples=200, deadline=None)

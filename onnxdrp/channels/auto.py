@@ -119,7 +119,7 @@ def auto_channels(
     workers: int | None = None,
     memory_limit: int = 1 << 30,
     checkpoint: Path | None = None,
-    progress: Callable[[Round], None] | None = None,
+    progress: Callable[[Round, int], None] | None = None,
 ) -> AutoChannels:
     """Remove channels as long as no more than some points of accuracy are lost.
 
@@ -156,7 +156,7 @@ def auto_channels(
         memory_limit: bytes of activations held in memory.
         checkpoint: a JSON file, beside which accepted models lie, that is written after each round;
             the same call goes on from there. Both are deleted at the end.
-        progress: told of each round.
+        progress: told of each round, and how many follow if none of them holds.
 
     Raises:
         ModelError: no channels can be removed, or nothing of the outputs can be compared.
@@ -176,12 +176,14 @@ def auto_channels(
     saved = SavedSearch(checkpoint, "" if checkpoint is None else search.key(held_out))
     if (state := saved.read()) is not None:
         search.resume(state)
-    while (proposal := search.propose()) is not None:
+    proposal = search.propose()
+    while proposal is not None:
         found = search.round(proposal)
         saved.write(search.state)
         log.info("round %d: %.2f points lost", found.number, found.lost)
+        proposal = search.propose()
         if progress is not None:
-            progress(found)
+            progress(found, search.left())
     result = search.result()
     saved.remove()
     return result
@@ -236,6 +238,14 @@ class _Search:
             state.region.begin(state.figures.thresholds, state.figures.errors)
         found = state.region.propose(state.figures.thresholds, state.figures.errors)
         return None if state.region.stopped else found
+
+    def left(self) -> int:
+        """How many rounds follow if none of them holds."""
+        region, figures = self.state.region, self.state.figures
+        if region.stopped or figures is None:
+            return 0
+        most = self._options.max_search_times - len(self.state.rounds)
+        return min(region.rejections_left(figures.thresholds, figures.errors), most)
 
     def round(self, proposal: Proposal) -> Round:
         """Try a candidate, and take it for the model if it holds."""

@@ -37,7 +37,7 @@ What is done otherwise than in CAC, unless `original` is asked for (docs/cac.md 
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxdrp.errors import OptionError
 
@@ -47,6 +47,7 @@ Errors = Mapping[str, Mapping[float, float]]
 """{layer: {rate: its error}}, of the rates above 0 at which the layer loses anything."""
 
 _HAIR = 1e-6
+_FAR = 100
 
 
 def loss_thresholds(
@@ -205,6 +206,16 @@ class TrustRegion:
             self.upper_bound = min(self.upper_bound, proposal.norm) * self._step_down(proposal)
         if self.upper_bound < 0:
             self.stopped = "the bound is below 0"
+
+    def rejections_left(self, thresholds: Mapping[str, float], errors: Errors) -> int:
+        """How many candidates of a model follow if none of them holds; at most _FAR are counted."""
+        ahead, found = replace(self), 0
+        while found < _FAR and not ahead.stopped:
+            proposal = ahead.propose(thresholds, errors)
+            if proposal.rates:
+                ahead.reject(proposal)
+                found += 1
+        return found
 
     def _step_down(self, proposal: Proposal) -> float:
         """The factor after which the next candidate is another."""

@@ -190,7 +190,10 @@ def lines(
     *,
     limit: tuple[float, str] | None = None,
 ) -> Markup:
-    """Marks over a plane, joined within a series, with their intervals."""
+    """Marks over a plane, joined within a series, with their intervals.
+
+    Labels that would lie over others are left out; their tips tell.
+    """
     marks = [mark for one in series for mark in one.marks]
     xs = [mark.x for mark in marks]
     ys = [v for m in marks for v in (m.y, m.low, m.high) if v is not None]
@@ -200,6 +203,7 @@ def lines(
     for one in series:
         places = " ".join(f"{plane.across(m.x)},{plane.up(m.y)}" for m in one.marks)
         plane.parts.append(element("polyline", points=places, class_=f"line {one.style}".strip()))
+    told: list[tuple[float, float]] = []
     for one in series:
         for mark in one.marks if one.dots else ():
             x, y = plane.across(mark.x), plane.up(mark.y)
@@ -207,8 +211,9 @@ def lines(
                 element("circle", cx=x, cy=y, r=4, class_=f"dot {mark.style or one.style}".strip())
             ]
             drawn = [*_interval(plane, mark.x, mark), *drawn]
-            if mark.label:
+            if mark.label and not any(abs(x - a) < 16 and abs(y - b) < 12 for a, b in told):
                 drawn.append(element("text", mark.label, x=x - 7, y=y - 7, text_anchor="end"))
+                told.append((x, y))
             plane.parts.append(_tipped(mark, *drawn))
     if limit is not None:
         plane.limit(*limit)

@@ -78,7 +78,8 @@ def _square(rows: Sequence[Report], confused: Sequence[Report]) -> Markup | None
     head = element("tr", element("td", "label"), *(element("th", n, scope="col") for n in names))
     body = [
         element("tr", element("th", label, scope="row"), *(
-            _shaded(counts.get((label, given), 0), whole[label]) for given in names))
+            _shaded(counts.get((label, given), 0), whole[label], label != given)
+            for given in names))
         for label in whole
     ]  # fmt: skip
     caption = "How many samples of a label (row) are taken for which class (column)"
@@ -88,9 +89,11 @@ def _square(rows: Sequence[Report], confused: Sequence[Report]) -> Markup | None
                    aria_label=caption)  # fmt: skip
 
 
-def _shaded(count: int, whole: int) -> Markup:
-    share = f"--share:{round(100 * count / whole):d}%" if count else None
-    return element("td", number(count) if count else "", style=share)
+def _shaded(count: int, whole: int, wrong: bool) -> Markup:
+    if not count:
+        return element("td")
+    share = f"--share:{round(100 * count / whole)}%"
+    return element("td", number(count), style=share, class_="wrong" if wrong else None)
 
 
 def _mistakes(rows: Sequence[Report], confused: Sequence[Report]) -> Markup | None:

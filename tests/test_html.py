@@ -1,14 +1,17 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import conv_net
+from click.testing import CliRunner
 from html_pages import HOSTILE, Page, large_report, layer
 from hypothesis import given
 from hypothesis import strategies as st
 from slim_nets import images, residual_net
 
 import onnxdrp
+from onnxdrp.cli import cli
 from onnxdrp.details import mask_picture
 from onnxdrp.errors import OptionError
 from onnxdrp.evaluation import Accuracy
@@ -548,3 +551,32 @@ def test_files_that_are_no_report_are_refused(tmp_path, text, words):
         path.write_text(text)
     with pytest.raises(OptionError, match=words):
         load_report(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sections"),
+    [
+        (["info", "net.onnx"], {"overview", "layers"}),
+        (["compare", "net.onnx", "net.onnx", "--calib", "x.npz", "--layers"], {"compared"}),
+        (["evaluate", "net.onnx", "--data", "x.npz"], {"overview", "classes"}),
+        (["quantize", "net.onnx", "--explain"], {"plan"}),
+    ],
+)
+def test_commands_without_passes_write_reports_too(
+    arguments, sections, data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Model.from_proto(conv_net()).save("net.onnx")
+    np.savez("x.npz", **data)
+    for file in ("r.html", "r.json"):
+        result = CliRunner().invoke(cli, [*arguments, "--json", "--report", file])
+        assert result.exit_code == 0, result.output
+    assert json.loads(Path("r.json").read_text()) == json.loads(result.stdout)
+    page = Path("r.html").read_text()
+    assert page == to_html(load_report("r.json"))
+    assert sections <= set(Page(page).sections)
+    assert Page(page).text["h1"][0].startswith("net.onnx")
+    refused = CliRunner().invoke(cli, [*arguments, "--report", "r.txt"])
+    assert (refused.exit_code, "reports are HTML or JSON" in refused.output) == (1, True)
+    refused = CliRunner().invoke(cli, [*arguments, "--report", "net.onnx"])
+    assert "is the input" in refused.output

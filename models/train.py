@@ -10,7 +10,7 @@ import argparse
 import gzip
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -120,9 +120,15 @@ def to_input(images: Tensor) -> Tensor:
     return grey[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
-def fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: int) -> None:
-    """Trains with SGD, one learning-rate cycle, in bfloat16 where autocast holds it safe."""
-    steps = len(images) // batch
+def fit(
+    model: nn.Module,
+    logits: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    epochs: int,
+    batch: int,
+) -> None:
+    """Trains with SGD and one learning-rate cycle; `logits` gives those of rows of the images."""
+    steps = len(labels) // batch
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=0.2, epochs=epochs, steps_per_epoch=steps, pct_start=0.25
@@ -131,10 +137,8 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: in
     started = time.monotonic()
     for epoch in range(epochs):
         total = 0.0
-        for rows in torch.randperm(len(images))[: steps * batch].split(batch):
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(to_input(augment(images[rows])))
-            loss = functional.cross_entropy(logits.float(), labels[rows])
+        for rows in torch.randperm(len(labels))[: steps * batch].split(batch):
+            loss = functional.cross_entropy(logits(rows), labels[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -188,7 +192,13 @@ def train(data: Path, out: Path, epochs: int, batch: int, seed: int) -> None:
     torch.manual_seed(seed)
     model = ResNet().to(memory_format=torch.channels_last)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    fit(model, torch.from_numpy(images), torch.from_numpy(labels), epochs, batch)
+    pixels = torch.from_numpy(images)
+
+    def logits(rows: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(to_input(augment(pixels[rows]))).float()
+
+    fit(model, logits, torch.from_numpy(labels), epochs, batch)
     weights = {k: v.numpy() for k, v in model.state_dict().items() if v.is_floating_point()}
     np.savez(out / "weights.npz", **weights)
     export(model.to(memory_format=torch.contiguous_format), out / "modA.onnx")

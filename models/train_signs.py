@@ -7,17 +7,15 @@ The images are drawn (signs.py); nothing else is needed.
 """
 
 import argparse
-import time
-import warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
-from signs import CLASSES, SIZE, draw
+from signs import CLASSES, draw
 from torch import Tensor, nn
 from torch.nn import functional
+from train import export, fit
 
 BLOCKS = (
     (16, 32, 1),
@@ -30,7 +28,6 @@ MEAN = (0.298, 0.3059, 0.2907)  # of the training images, for each channel; `tra
 STD = (0.2073, 0.2084, 0.2307)
 TRAINING_IMAGES, TEST_IMAGES = 20_000, 2_000
 TRAINING_SEED, TEST_SEED = 1, 2  # users draw others
-OPSET = 13
 
 
 class Separable(nn.Sequential):
@@ -69,47 +66,6 @@ def normalise(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
-def fit(model: nn.Module, x: Tensor, labels: Tensor, epochs: int, batch: int) -> None:
-    """Trains with SGD and one learning-rate cycle."""
-    steps = len(x) // batch
-    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.2, epochs=epochs, steps_per_epoch=steps, pct_start=0.25
-    )
-    model.train()
-    started = time.monotonic()
-    for epoch in range(epochs):
-        total = 0.0
-        for rows in torch.randperm(len(x))[: steps * batch].split(batch):
-            loss = functional.cross_entropy(model(x[rows]), labels[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
-        passed = f"{(time.monotonic() - started) / 60:.1f} min"
-        print(f"epoch {epoch + 1}/{epochs}: loss {total / steps:.4f}, {passed}", flush=True)
-
-
-def export(model: nn.Module, path: Path) -> None:
-    """Writes NCHW ONNX, with the BatchNormalization nodes left in, and checks it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the TorchScript exporter
-        torch.onnx.export(
-            model.eval(),
-            (torch.zeros(1, 3, SIZE, SIZE),),
-            path,
-            dynamo=False,
-            opset_version=OPSET,
-            training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would fold them into Conv
-            do_constant_folding=False,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-        )
-    onnx.checker.check_model(str(path), full_check=True)
-
-
 def train(out: Path, epochs: int, batch: int, seed: int) -> None:
     """Trains, and writes signs.onnx into `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +77,8 @@ def train(out: Path, epochs: int, batch: int, seed: int) -> None:
     torch.manual_seed(seed)
     model = Net()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    fit(model, torch.from_numpy(normalise(images)), torch.from_numpy(labels), epochs, batch)
+    x = torch.from_numpy(normalise(images))
+    fit(model, lambda rows: model(x[rows]), torch.from_numpy(labels), epochs, batch)
     export(model, out / "signs.onnx")
     evaluate(out / "signs.onnx")
 

@@ -23,7 +23,7 @@ from onnxdrp.pipeline import PassContext
 from onnxdrp.refusals import refusals
 from onnxdrp.report import Text
 
-__all__ = ["LayerSummary", "Summary", "summarize_layers"]
+__all__ = ["LayerSummary", "Summary", "summarize", "summarize_layers"]
 
 _HEAD = (
     "module name",
@@ -177,7 +177,7 @@ def summarize_layers(model: Model, pattern: str | None = None) -> Summary:
         model = _with_shapes(model)
         found = layers(model, rules.block)
     why_not = refusals(found, rules)
-    rows = [_row(model, layer, why_not.get(layer.name, "")) for layer in found]
+    rows = [summarize(x, x.nonzero(model), why_not.get(x.name, "")) for x in found]
     return Summary(rows, rules.name)
 
 
@@ -189,8 +189,14 @@ def _with_shapes(model: Model) -> Model:
     return inferred
 
 
-def _row(model: Model, layer: Layer, why_not: str) -> LayerSummary:
-    nonzero = layer.nonzero(model)
+def summarize(layer: Layer, nonzero: npt.NDArray[np.bool_] | None, why_not: str) -> LayerSummary:
+    """The row of a layer.
+
+    Args:
+        layer: what the graph tells of it.
+        nonzero: where its weight is not zero; None where it is not stored.
+        why_not: why it is not pruned, or "".
+    """
     slots = _slots(layer, nonzero)
     return LayerSummary(
         name=layer.name,

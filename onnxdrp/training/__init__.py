@@ -1,0 +1,7 @@
+"""What retraining with held masks needs in any framework: when to prune, how much, what.
+
+    schedule   the pruning rate at each step of a training run
+    held       the mask of a weight at a rate, within the mask that it has already
+
+`onnxdrp.torch` and `onnxdrp.keras` put them into training loops.
+"""

@@ -10,8 +10,8 @@ Two things are added:
 
 - After each forward pass `weight` is let go of the graph. torch.nn.utils.prune leaves a tensor
   there that autograd made, which copy.deepcopy and pickle refuse.
-- torch.export, and the ONNX exporter on top of it, would leave the product in the graph. It takes
-  the state of a module before it traces it; the weight that is multiplied then is what it traces.
+- torch.export, and the ONNX exporter on top of it, would leave the product in the graph, where a
+  compiler that looks for zeros does not see them. There it is multiplied beforehand.
 """
 
 import copy
@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import _disable_current_modes
 
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.masks import Mask
@@ -44,7 +45,6 @@ __all__ = [
 ]
 
 _ORIG, _MASK = "weight_orig", "weight_mask"
-_FRESH = "_weight_is_fresh"  # nothing has run since `weight` was multiplied
 
 
 def is_held(module: nn.Module) -> bool:
@@ -53,8 +53,18 @@ def is_held(module: nn.Module) -> bool:
 
 
 def parameter(module: nn.Module) -> nn.Parameter:
-    """What is trained: `weight_orig` where there is a mask."""
-    return module._parameters[_ORIG if is_held(module) else "weight"]
+    """What is trained: `weight_orig` where there is a mask.
+
+    Raises:
+        ModelError: something else makes the weight of the module.
+    """
+    found = module._parameters.get(_ORIG if is_held(module) else "weight")
+    if found is None:
+        raise ModelError(
+            f"the weight of this {type(module).__name__} is made by something else, as a "
+            "parametrization; remove that before pruning"
+        )
+    return found
 
 
 def keep_array(module: nn.Module) -> npt.NDArray[np.bool_]:
@@ -87,14 +97,10 @@ def hold(module: nn.Module, keep: npt.NDArray[np.bool_] | None = None) -> None:
         ModelError: something else than a mask makes the module's weight.
     """
     if not is_held(module):
-        if "weight" not in module._parameters:
-            raise ModelError(
-                f"the weight of this {type(module).__name__} is made by something else, as a "
-                "parametrization; remove that before pruning"
-            )
-        _Held.apply(module, "weight", mask=torch.ones_like(module.weight))
+        made = _Held.apply(module, "weight", mask=torch.ones_like(parameter(module)))
+        made.remember(module)
         module.register_forward_hook(_let_go, always_call=True)
-        module.register_state_dict_pre_hook(_freshen)
+        module.register_load_state_dict_post_hook(made.remember)
     if keep is not None:
         Mask(keep).check_fits(tuple(parameter(module).shape), "the weight")
         with torch.no_grad():
@@ -225,30 +231,45 @@ def refresh(module: nn.Module) -> None:
 
 
 class _Held(prune.CustomFromMask):
-    """Multiplies before each forward pass, but where an exporter can have the product."""
+    """Multiplies before each forward pass; for an exporter the tensors, and not in the graph."""
+
+    real: tuple[torch.Tensor, torch.Tensor]
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
-        if not (module.__dict__.get(_FRESH) and torch.compiler.is_exporting()):
+        if not torch.compiler.is_exporting():
             super().__call__(module, inputs)
-            module.__dict__[_FRESH] = False
+            self.remember(module)
+            return
+        with _disable_current_modes(), torch.no_grad():
+            weight, mask = self.real
+            module.__dict__["weight"].copy_(mask.to(weight) * weight)  # in place: it is known
 
-
-def _freshen(module: nn.Module, *_: Any) -> None:
-    """Before the state of a module is taken."""
-    if is_held(module):
-        refresh(module)
-        module.__dict__[_FRESH] = True
+    def remember(self, module: nn.Module, *_: Any) -> None:
+        """While a model is exported it has stand-ins for its tensors."""
+        self.real = (parameter(module), module._buffers[_MASK])
 
 
 def _let_go(module: nn.Module, *_: Any) -> None:
-    """After a forward pass."""
-    if "weight" in module.__dict__:
-        module.__dict__["weight"] = module.__dict__["weight"].detach()
+    """After a forward pass; what was made in inference mode could not be written again."""
+    if torch.compiler.is_exporting() or not is_held(module):
+        return
+    if torch.compiler.is_compiling():
+        refresh(module)  # what is multiplied once in the compiled graph
+        return
+    weight = module.__dict__.get("weight")
+    if weight is not None:
+        with torch.inference_mode(False):
+            module.weight = weight.clone() if weight.is_inference() else weight.detach()
 
 
 def _unhook(module: nn.Module) -> None:
-    for hooks, ours in ((module._forward_hooks, _let_go), (module._state_dict_pre_hooks, _freshen)):
-        for key in [key for key, hook in hooks.items() if hook is ours]:
-            del hooks[key]
-            module._forward_hooks_always_called.pop(key, None)
-    module.__dict__.pop(_FRESH, None)
+    for key in [key for key, hook in module._forward_hooks.items() if hook is _let_go]:
+        del module._forward_hooks[key]
+        module._forward_hooks_always_called.pop(key, None)
+    hooks = module._load_state_dict_post_hooks
+    for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+        del hooks[key]
+
+
+def _is_ours(hook: Any) -> bool:
+    return isinstance(getattr(hook, "__self__", None), _Held)

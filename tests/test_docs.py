@@ -107,7 +107,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # what other tests run with the things that these pages need
-ELSEWHERE = {"calibrate-on-a-cluster.md", "debugging.md", "migrating.md"}
+ELSEWHERE = {"calibrate-on-a-cluster.md", "debugging.md", "migrating.md", "training.md"}
 LONG = {"cac.md"}  # a search in rounds
 FENCED = [
     pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG))

@@ -1,5 +1,6 @@
 """docs/training.md: its blocks run, and its callbacks prune when trainers call them."""
 
+import copy
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -9,7 +10,7 @@ from test_docs import DOCS, blocks
 from torch_nets import torch
 
 import onnxdrp
-from onnxdrp.torch import PrunedModelEMA, load_pruned_state_dict, masks
+from onnxdrp.torch import load_pruned_state_dict, masks
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,8 @@ def names(tmp_path_factory):
         found = {"__name__": "page"}
         for block in blocks(DOCS / "training.md"):
             assert block.language == "python"
+            if block.mark == "keras":
+                continue  # tests/test_keras_manual.py runs it
             if block.mark.startswith("file: "):
                 Path(block.mark.removeprefix("file: ")).write_text(block.text, "utf-8")
             else:
@@ -45,13 +48,18 @@ def test_the_page_prunes_exports_and_carries_masks(names):
 
 def test_ultralytics_callbacks_prune_and_average(names):
     model = names["Network"]()
-    trainer = SimpleNamespace(model=model, ema=None)
+    average = SimpleNamespace(ema=copy.deepcopy(model))
+    trainer = SimpleNamespace(model=model, ema=average)
     names["on_train_start"](trainer)
     for _ in range(3):
         names["on_train_batch_start"](trainer)
+        for value in average.ema.state_dict().values():
+            value.mul_(0.9)
     assert trainer.pruner.step == 3
-    assert isinstance(trainer.ema, PrunedModelEMA)
-    assert masks(trainer.ema.ema) == masks(model)
+    assert average.ema.state_dict().keys() == model.state_dict().keys()
+    names["on_train_epoch_end"](trainer)
+    assert masks(average.ema) == masks(model)
+    assert torch.equal(average.ema.body.weight_mask, model.body.weight_mask)
     assert masks(model)["body"].sparsity == pytest.approx(0.7, abs=0.005)
 
 

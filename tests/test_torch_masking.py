@@ -165,6 +165,18 @@ def test_a_weight_that_something_else_makes_is_refused():
         Pruner(model, ["wide"])
 
 
+def test_a_weight_that_is_replaced_computes():
+    """As fusing BatchNormalization into a Conv does, in trainers that validate."""
+    model = pruned()
+    fused = nn.Parameter(model.wide.weight.detach() * 2)
+    model.wide.weight = fused
+    assert torch.equal(
+        model.wide(X.new_ones(1, 32, 4, 4)),
+        nn.functional.conv2d(X.new_ones(1, 32, 4, 4), fused, padding=1),
+    )
+    assert list(masks(model)) == ["depthwise"]
+
+
 def test_inference_mode_leaves_a_model_that_trains_on():
     model = pruned()
     with torch.inference_mode():

@@ -188,6 +188,8 @@ def test_an_average_of_weights_has_the_masks_of_its_model_while_they_grow():
     assert masks(average.ema) == masks(model)
     assert masks(model)["wide"].sparsity == pytest.approx(0.7, abs=0.005)
     assert torch.allclose(average.ema.wide.weight_orig, values, rtol=0, atol=1e-6)
+    product = average.ema.wide.weight_orig * average.ema.wide.weight_mask
+    assert torch.equal(average.ema.wide.weight, product)  # without a forward pass
     average.ema(batches(1)[0][0])
     assert not average.ema.wide.weight[~torch.from_numpy(masks(model)["wide"].keep)].any()
 

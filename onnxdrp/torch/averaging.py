@@ -12,8 +12,8 @@ import math
 import torch
 from torch import nn
 
-from onnxdrp.torch.masking import copy_masks, deepcopy_model
-from onnxdrp.torch.tracing import plain
+from onnxdrp.torch.masking import copy_masks, deepcopy_model, is_held, refresh
+from onnxdrp.torch.tracing import layers_of, plain
 
 __all__ = ["PrunedModelEMA"]
 
@@ -50,3 +50,6 @@ class PrunedModelEMA:
                     value.copy_(new[name])
                 elif not name.endswith("weight_mask"):
                     value.lerp_(new[name].to(value), 1 - decay)
+        for module in layers_of(self.ema).values():
+            if is_held(module):
+                refresh(module)

@@ -48,8 +48,9 @@ _ORIG, _MASK = "weight_orig", "weight_mask"
 
 
 def is_held(module: nn.Module) -> bool:
-    """Whether the module's weight has a mask."""
-    return _ORIG in module._parameters and _MASK in module._buffers
+    """Whether the module's weight has a mask; not if somebody has put another weight there."""
+    names = module._parameters.keys()
+    return _ORIG in names and _MASK in module._buffers and "weight" not in names
 
 
 def parameter(module: nn.Module) -> nn.Parameter:
@@ -236,6 +237,8 @@ class _Held(prune.CustomFromMask):
     real: tuple[torch.Tensor, torch.Tensor]
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
+        if not is_held(module):  # fused with what comes behind it, for instance
+            return
         if not torch.compiler.is_exporting():
             super().__call__(module, inputs)
             self.remember(module)

@@ -4,8 +4,6 @@ The parameters are those of DRP-AI Extension Pack (manual, section 4.2.2), the m
 `onnxdrp.patterns`: an exported model shows them to `onnxdrp.info` as they were made here.
 """
 
-import difflib
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from onnxdrp.errors import ModelError, OptionError
-from onnxdrp.patterns import Pattern, Unstructured, parse_pattern, without_rate
+from onnxdrp.patterns import Pattern, parse_pattern, without_rate
 from onnxdrp.torch.layers import geometry_of
 from onnxdrp.torch.masking import hold, keep_array, parameter, weight_array
 from onnxdrp.torch.tracing import layers_of, plain
+from onnxdrp.training.asked import check_names, pattern_at, prunable
 from onnxdrp.training.held import next_mask
 from onnxdrp.training.schedule import Schedule
 
@@ -58,7 +57,7 @@ class Pruner:
         pattern: str | Pattern = "flex-nm",
     ) -> None:
         self._schedule = Schedule(initial_pr, final_pr, begin_step, end_step, frequency)
-        self._pattern = _checked(pattern, final_pr)
+        self._pattern = pattern_at(pattern, final_pr)
         self._step = 0
         self._layers = _chosen(plain(model), pruning_layer_list, self._pattern)
         if self._schedule.one_shot:
@@ -122,32 +121,13 @@ class Pruner:
             hold(module, keep)
 
 
-def _checked(pattern: str | Pattern, final_pr: float) -> Pattern:
-    found = parse_pattern(pattern) if isinstance(pattern, str) else pattern
-    if found.fixed_rate is not None and final_pr not in (0, float(found.fixed_rate)):
-        raise OptionError(
-            f"{found.name} is a rate of {float(found.fixed_rate):g}; final_pr {final_pr} conflicts"
-        )
-    return found
-
-
 def _chosen(model: nn.Module, names: Sequence[str], pattern: Pattern) -> dict[str, nn.Module]:
     """The layers by name, each module once."""
-    if isinstance(names, str):
-        raise OptionError(f"pruning_layer_list is a list of names, not {names!r}")
-    modules, chosen = layers_of(model), {}
+    modules = layers_of(model)
+    check_names(names, modules, "Conv2d or Linear")
+    chosen = {}
     for name in names:
-        if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise OptionError(f"the model has no Conv2d or Linear called {name!r}{hint}")
-        geometry = geometry_of(modules[name], pattern.block)
-        if not geometry.aligned and not isinstance(pattern, Unstructured):
-            warnings.warn(
-                f"{name} is not pruned: its {geometry.inputs} input channels are not a multiple of "
-                f"{pattern.block}",
-                stacklevel=3,
-            )
+        if not prunable(name, geometry_of(modules[name], pattern.block), pattern, stacklevel=3):
             continue
         if not parameter(modules[name]).is_floating_point():
             raise ModelError(f"the weight of {name!r} is not a floating-point tensor")

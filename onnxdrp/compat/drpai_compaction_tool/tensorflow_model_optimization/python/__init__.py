@@ -1,0 +1,1 @@
+"""Where TensorFlow Model Optimization has its sources."""

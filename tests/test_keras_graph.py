@@ -1,10 +1,8 @@
 """onnxdrp.keras.info: layers in the order of the data flow, why not pruned; geometry as in ONNX."""
 
-import keras_nets  # noqa: I001  (skips where Keras is not installed)
-import keras
 import numpy as np
 import pytest
-from keras_nets import QUIET, L, functional, sequential
+from keras_nets import QUIET, L, functional, images, keras, sequential
 
 import onnxdrp
 from onnxdrp.errors import ModelError, OptionError
@@ -185,7 +183,7 @@ def test_an_exported_file_shows_the_masks_exactly(tmp_path, pattern):
     pruned = Pruner(model, ALL[:-1], final_pr=0.7, pattern=pattern).get_pruning_model()
     expected = turned_masks(pruned)
     assert list(expected) == ALL[:-1]
-    x, _ = keras_nets.images(4)
+    x, _ = images(4)
     path = tmp_path / "pruned.onnx"
     outputs = []
     for exported in (pruned, model, finalize(pruned)):

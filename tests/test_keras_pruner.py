@@ -1,18 +1,28 @@
 """Pruner and its callbacks in Keras: masks hold, schedules go on, files have it all."""
 
-import keras_nets  # noqa: I001  (skips where Keras is not installed)
 import copy
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
-from keras_nets import QUIET, L, compiled, fit, functional, images, same_weights, sequential
+from keras_nets import (
+    BACKENDS,
+    QUIET,
+    L,
+    compiled,
+    fit,
+    functional,
+    images,
+    keras,
+    same_weights,
+    sequential,
+)
 
 from onnxdrp.errors import ModelError, OptionError
+from onnxdrp.geometry import to_slabs
 from onnxdrp.keras import (
     EarlyStopping,
     Pruner,
@@ -25,7 +35,6 @@ from onnxdrp.keras import (
 from onnxdrp.keras.pruner import wrappers
 from onnxdrp.keras.wrapper import array_of, geometry_of, kernel_of
 from onnxdrp.patterns import parse_pattern
-from onnxdrp.geometry import to_slabs
 from onnxdrp.training.schedule import Schedule
 
 pytestmark = QUIET
@@ -377,7 +386,7 @@ def test_a_weight_that_is_not_finite_is_named():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", [n for n in keras_nets.BACKENDS if n != BACKEND])
+@pytest.mark.parametrize("backend", [n for n in BACKENDS if n != BACKEND])
 def test_the_same_holds_on_the_other_backends(backend):
     here = Path(__file__).parent
     files = [str(here / name) for name in ("test_keras_pruner.py", "test_keras_graph.py")]

@@ -134,6 +134,7 @@ def test_gradual_pruning_follows_the_schedule_at_the_start_of_each_step():
     assert [w.step for w in held(pruned)] == [12, 12]
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras has it not with torch")
 def test_steps_per_execution_prunes_the_same_rates():
     pruned, _ = gradual()
     compiled(pruned, steps_per_execution=4)  # 6 batches: 4, then 2

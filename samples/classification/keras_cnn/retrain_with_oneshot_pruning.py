@@ -1,0 +1,24 @@
+"""Prunes the CNN at once, and retrains it; writes oneshot_pruned_cnn.keras and .onnx."""
+
+import keras
+from cnn import BATCH, arguments, compiled, export, images, report
+
+import onnxdrp.compat.drpai_compaction_tool.tensorflow_model_optimization as tfmot
+from onnxdrp.compat.drpai_compaction_tool.tensorflow import Pruner, make_pruning_layer_list
+
+args = arguments(__doc__, retrain=True)
+keras.utils.set_random_seed(0)
+(x, y), test = images(args.data)
+
+model = keras.models.load_model(args.pretrained_weight)
+report(model, test)
+pruner = Pruner(model, make_pruning_layer_list(model), final_pr=args.pruning_rate)
+model_for_pruning = compiled(pruner.get_pruning_model(), args.lr)
+callbacks = [tfmot.sparsity.keras.UpdatePruningStep()]
+model_for_pruning.fit(
+    x, y, batch_size=BATCH, epochs=args.max_epochs, callbacks=callbacks, verbose=2
+)
+
+report(model_for_pruning, test)
+model_for_pruning.save("oneshot_pruned_cnn.keras")
+export(model, "oneshot_pruned_cnn.onnx")

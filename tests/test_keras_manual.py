@@ -270,7 +270,7 @@ def test_what_is_out_of_range_is_refused(call, message):
 
 
 def test_weights_stand_in_the_order_of_tensorflow_model_optimization():
-    """Kernel and bias, then mask, threshold and pruning_step: so .h5 files of its models load."""
+    """Kernel and bias, then mask, threshold and pruning_step: the order of .h5 files."""
     model = keras.Sequential([keras.Input((64,)), *(keras.layers.Dense(64) for _ in range(3))])
     pruned = Pruner(model, make_pruning_layer_list(model)).get_pruning_model()
     (wrapper,) = wrappers(pruned).values()

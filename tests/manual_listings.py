@@ -35,10 +35,14 @@ def listing(shared: Path, figure: str) -> str:
             break
         start = opened
     code = [line for line in lines[start:end] if line.strip() != "```"]
-    padded = all(re.match(r"\d  |\d\d|\d$|\s*$", line) for line in code)
-    number = r"^(?:\d  |\d\d |\d+$)" if padded else r"^\s*\d+\+?(?: |$)"
-    text = "\n".join(re.sub(number, "", line) for line in code)
+    text = "\n".join(re.sub(r"^\s*\d+\+?( *)", _indent, line) for line in code)
     return re.sub(r"\bdrpai_compaction_tool\b", IMPORT, text)
+
+
+def _indent(number: re.Match[str]) -> str:
+    """The manual parts numbers and code by no, one or two spaces; its indents are four."""
+    spaces = len(number[1])
+    return " " * (spaces - spaces % 4)
 
 
 def mended(code: str, *mistakes: tuple[str, str]) -> str:

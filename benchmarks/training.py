@@ -45,7 +45,6 @@ from onnxdrp.datareaders import ArrayReader
 from onnxdrp.evaluation import accuracy
 from onnxdrp.model import Model
 from onnxdrp.torch import Pruner, finalize, info, masks
-from onnxdrp.torch.layers import prunable
 from onnxdrp.training import schedule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
@@ -152,7 +151,7 @@ def by_training(
     model = trained().to(memory_format=torch.channels_last)
     pruner = None
     if way != "dense":
-        names = prunable(info(model, SIZE, pattern=pattern))
+        names = info(model, SIZE, pattern=pattern).prunable
         per_epoch = len(data.images) // BATCH
         gradual = {
             "end_step": schedule.end_step(per_epoch, max_epoch=epochs),
@@ -173,13 +172,15 @@ def by_training(
         return onnxdrp.load(path.rename(path.with_name("model.onnx"))).clone(), share
 
 
-def by_repair(way: str, pattern: str, rate: float, data: Data, minutes: float, seed: int) -> Model:
+def by_repair(
+    path: Path, way: str, pattern: str, rate: float, data: Data, minutes: float, seed: int
+) -> Model:
     """Prune the exported model, and repair it without labels."""
     if way == "masked":
-        return onnxdrp.prune(demo.MODEL, sparsity=rate, pattern=pattern).model
+        return onnxdrp.prune(path, sparsity=rate, pattern=pattern).model
     distilling = {"distill_minutes": minutes} if way == "distill" else {}
     return onnxdrp.prune(
-        demo.MODEL,
+        path,
         sparsity=rate,
         pattern=pattern,
         calib=data.unlabelled,
@@ -233,20 +234,24 @@ def main(
             if way in ("dense", "one-shot", "gradual"):
                 model, share = by_training(way, pattern, rate, data, epochs, seed)
             else:
-                model = by_repair(way, pattern, rate, data, distill_minutes, seed)
+                model = by_repair(demo.MODEL, way, pattern, rate, data, distill_minutes, seed)
             minutes = (time.perf_counter() - start) / 60
             found = Row(pattern, way, *measured(model, data), minutes, share)
             rows.append(found)
             print(json.dumps(asdict(found)), flush=True)
             if out is not None:
                 out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    print(table(rows))
+
+
+def table(rows: list[Row]) -> str:
     head = ["pattern", "way", "sparsity", "top-1", "INT8", "minutes", "update() %"]
     cells = [
         [r.pattern, r.way, f"{r.sparsity:.3f}", f"{r.top1:.2f}", f"{r.int8:.2f}",
          f"{r.minutes:.1f}", "" if r.update is None else f"{100 * r.update:.2f}"]
         for r in rows
     ]  # fmt: skip
-    print(markdown(head, cells))
+    return markdown(head, cells)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,11 @@ class Summary(Tabular):
         return sum(row.current_mac or 0 for row in self.layers)
 
     @property
+    def prunable(self) -> list[str]:
+        """The names of the layers that the pattern prunes."""
+        return [row.name for row in self.layers if row.prunable]
+
+    @property
     def uncounted(self) -> dict[str, str]:
         """{layer: why} of those whose multiply-adds are not in the totals."""
         return {row.name: row.why_no_mac for row in self.layers if row.why_no_mac}

@@ -7,7 +7,6 @@ summed over all calls of the layer.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -27,18 +26,9 @@ from onnxdrp.layers import Layer
 from onnxdrp.patterns import Pattern, parse_pattern
 from onnxdrp.refusals import refusals
 from onnxdrp.summary import Summary, summarize
+from onnxdrp.training.rows import TrainedLayer
 
-__all__ = ["info", "prunable"]
-
-
-@dataclass(frozen=True)
-class _KerasLayer(Layer):
-    shared_as: str = ""
-
-    @property
-    def weight(self) -> str:
-        """The name of the layer: those that share a weight are one layer in Keras."""
-        return self.name
+__all__ = ["info"]
 
 
 def info(
@@ -77,11 +67,6 @@ def info(
     return Summary(rows, rules.name)
 
 
-def prunable(summary: Summary) -> list[str]:
-    """The names of the layers that are pruned."""
-    return [row.name for row in summary.layers if row.prunable]
-
-
 def _layer(seen: Traced, behind: set[str], block: int) -> Layer:
     layer, kernel = seen.layer, kernel_of(seen.layer)
     barred = f"layer in a layer: of {seen.holder}, left as it is" if seen.holder else ""
@@ -90,7 +75,7 @@ def _layer(seen: Traced, behind: set[str], block: int) -> Layer:
     weights = 0 if kernel is None else math.prod(kernel.shape)
     bias = getattr(layer, "bias", None)
     positions = _positions(seen)
-    return _KerasLayer(
+    return TrainedLayer(
         name=seen.name,
         op=type(layer).__name__,
         stored=None,
@@ -105,6 +90,7 @@ def _layer(seen: Traced, behind: set[str], block: int) -> Layer:
         output_shape=None if seen.output_shape is None else seen.output_shape[1:],
         baseline_mac=None if isinstance(positions, str) else positions * weights,
         why_no_mac=positions if isinstance(positions, str) else "",
+        parameter=seen.name,  # layers that share a weight are one layer in Keras
     )
 
 

@@ -6,7 +6,6 @@ sample, summed over all calls of the layer.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,9 @@ from onnxdrp.refusals import refusals
 from onnxdrp.summary import Summary, summarize
 from onnxdrp.torch.masking import parameter, weight_array
 from onnxdrp.torch.tracing import Traced, layers_of, trace
+from onnxdrp.training.rows import TrainedLayer
 
-__all__ = ["geometry_of", "info", "prunable"]
-
-
-@dataclass(frozen=True)
-class _ModuleLayer(Layer):
-    shared_as: str = ""
-
-    @property
-    def weight(self) -> str:
-        """The name of the first layer with the same parameter."""
-        return self.shared_as
+__all__ = ["geometry_of", "info"]
 
 
 def geometry_of(module: nn.Module, block: int = 32) -> WeightGeometry:
@@ -91,11 +81,6 @@ def info(
     return Summary(rows, rules.name)
 
 
-def prunable(summary: Summary) -> list[str]:
-    """The names of the layers that are pruned."""
-    return [row.name for row in summary.layers if row.prunable]
-
-
 def _layer(
     name: str,
     module: nn.Module,
@@ -106,7 +91,7 @@ def _layer(
 ) -> Layer:
     weight = parameter(module)
     bias = 0 if module.bias is None else module.bias.numel()
-    return _ModuleLayer(
+    return TrainedLayer(
         name=name,
         op=type(module).__name__,
         stored=None,
@@ -121,7 +106,7 @@ def _layer(
         output_shape=None if seen is None else _sample(seen.output_shape, module),
         baseline_mac=None if seen is None else round(seen.positions * weight.numel()),
         why_no_mac="" if seen is not None else "it did not run",
-        shared_as=owners[id(weight)],
+        parameter=owners[id(weight)],
     )
 
 

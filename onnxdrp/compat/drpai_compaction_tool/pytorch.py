@@ -16,7 +16,6 @@ from onnxdrp.torch import (
     info,
     load_pruned_state_dict,
 )
-from onnxdrp.torch.layers import prunable
 from onnxdrp.training import schedule
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def make_pruning_layer_list(
         warnings.warn(
             f"{len(idle)} layers did not run and are not pruned: {', '.join(idle)}", stacklevel=2
         )
-    return prunable(found)
+    return found.prunable
 
 
 def get_model_info(

@@ -6,7 +6,6 @@ import keras
 
 from onnxdrp.errors import OptionError
 from onnxdrp.keras import Pruner, info
-from onnxdrp.keras.layers import prunable
 from onnxdrp.training import schedule
 
 __all__ = ["Pruner", "get_endstep", "get_frequency", "make_pruning_layer_list"]
@@ -28,7 +27,7 @@ def make_pruning_layer_list(
     Raises:
         ModelError: it is subclassed, not built, or has neither Conv2D nor Dense.
     """
-    return prunable(info(model, prune_last=prune_last, prune_dwise=prune_dwise))
+    return info(model, prune_last=prune_last, prune_dwise=prune_dwise).prunable
 
 
 def get_endstep(

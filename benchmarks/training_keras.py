@@ -28,8 +28,7 @@ from onnxdrp.keras import Pruner, UpdatePruningStep, finalize, info, masks
 from onnxdrp.model import Model
 from onnxdrp.training import schedule
 
-SAMPLE = Path(__file__).parents[1] / "samples" / "classification" / "keras_cnn"
-sys.path.insert(0, str(SAMPLE))
+sys.path.insert(0, str(Path(__file__).parents[1] / "samples" / "classification" / "keras_cnn"))
 from cnn import cnn, compiled
 
 BATCH = 128

@@ -27,7 +27,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ import train as recipe
 BATCH = 128
 LEARNING_RATE = 0.02  # a tenth of that of the float training: the weights are trained already
 SIZE = [(2, 3, 32, 32)]
-WAYS = ("masked", "refit", "distill", "dense", "one-shot", "gradual")
+TRAINED = ("dense", "one-shot", "gradual")
+WAYS = ("masked", "refit", "distill", *TRAINED)
 
 
 @dataclass
@@ -121,7 +122,9 @@ def batches(data: Data, epochs: int, seed: int) -> Iterator[tuple[torch.Tensor, 
             yield recipe.to_input(recipe.augment(data.images[rows])), data.labels[rows]
 
 
-def retrain(model: nn.Module, pruner: Pruner | None, data: Data, epochs: int, seed: int) -> float:
+def retrain(
+    model: nn.Module, pruner: Pruner | None, data: Data, epochs: int, seed: int
+) -> float | None:
     """Train as models/train.py does; the share of the time that update() took."""
     torch.manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -141,7 +144,7 @@ def retrain(model: nn.Module, pruner: Pruner | None, data: Data, epochs: int, se
         loss.backward()
         optimizer.step()
         cycle.step()
-    return updating / (time.perf_counter() - start)
+    return None if pruner is None else updating / (time.perf_counter() - start)
 
 
 def by_training(
@@ -223,22 +226,49 @@ def main(
     out: Path | None,
 ) -> None:
     data = opened(folder, images, onnxdrp.load(demo.MODEL))
-    sparsity, top1, int8 = measured(onnxdrp.load(demo.MODEL), data)
-    rows = [Row("-", "float", sparsity, top1, int8, 0.0)]
-    for pattern in patterns.split(","):
-        for way in ways.split(","):
+
+    def train(way: str, pattern: str) -> tuple[Model, float | None]:
+        return by_training(way, pattern, rate, data, epochs, seed)
+
+    def repair(way: str, pattern: str) -> Model:
+        return by_repair(demo.MODEL, way, pattern, rate, data, distill_minutes, seed)
+
+    rows = [Row("-", "float", *measured(onnxdrp.load(demo.MODEL), data), 0.0)]
+    compare(rows, patterns.split(","), ways.split(","), train, repair, data, out)
+
+
+def compare(
+    rows: list[Row],
+    patterns: list[str],
+    ways: list[str],
+    train: Callable[[str, str], tuple[Model, float | None]],
+    repair: Callable[[str, str], Model],
+    data: Data,
+    out: Path | None,
+) -> None:
+    """Go every way on every pattern, and print the table.
+
+    Args:
+        rows: of what came in; those of the ways are added.
+        patterns: by name.
+        ways: of WAYS.
+        train: (way, pattern) to a model, and the share of update().
+        repair: (way, pattern) to a model.
+        data: to measure on.
+        out: a file for the figures so far.
+    """
+    for pattern in patterns:
+        for way in ways:
             if way == "dense" and any(row.way == "dense" for row in rows):
                 continue
-            start = time.perf_counter()
-            share = None
-            if way in ("dense", "one-shot", "gradual"):
-                model, share = by_training(way, pattern, rate, data, epochs, seed)
+            start, share = time.perf_counter(), None
+            if way in TRAINED:
+                model, share = train(way, pattern)
             else:
-                model = by_repair(demo.MODEL, way, pattern, rate, data, distill_minutes, seed)
+                model = repair(way, pattern)
             minutes = (time.perf_counter() - start) / 60
-            found = Row(pattern, way, *measured(model, data), minutes, share)
-            rows.append(found)
-            print(json.dumps(asdict(found)), flush=True)
+            rows.append(Row(pattern, way, *measured(model, data), minutes, share))
+            print(json.dumps(asdict(rows[-1])), flush=True)
             if out is not None:
                 out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     print(table(rows))

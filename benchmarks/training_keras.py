@@ -9,18 +9,16 @@ Run: python benchmarks/training_keras.py --data FASHION_MNIST_FOLDER [--float-ep
 The folder has the four `*-ubyte.gz` files (Debian's package dataset-fashion-mnist).
 """
 
-import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import keras
 import numpy as np
-from training import WAYS, Data, Row, by_repair, measured, recipe, table
+from training import WAYS, Data, Row, by_repair, compare, measured, recipe
 
 import onnxdrp
 from onnxdrp.datareaders import ArrayReader
@@ -135,8 +133,8 @@ def main(
     out: Path | None,
 ) -> None:
     keras.utils.set_random_seed(seed)
-    train, labels = recipe.load(folder, "train")
-    labelled = pixels(train), labels
+    grey, labels = recipe.load(folder, "train")
+    labelled = pixels(grey), labels
     network = cnn((32, 32, 3), 10)
     seconds = fitted(network, labelled, float_epochs, LEARNING_RATE, [])
     weights = network.get_weights()
@@ -144,21 +142,14 @@ def main(
         path = exported(network, Path(place) / "float.onnx")
         data = opened(folder, images, onnxdrp.load(path))
         rows = [Row("-", "float", *measured(onnxdrp.load(path), data), seconds / 60)]
-        for pattern in patterns.split(","):
-            for way in ways.split(","):
-                if way == "dense" and any(row.way == "dense" for row in rows):
-                    continue
-                start, share = time.perf_counter(), None
-                if way in ("dense", "one-shot", "gradual"):
-                    model, share = by_training(weights, way, pattern, rate, labelled, epochs)
-                else:
-                    model = by_repair(path, way, pattern, rate, data, distill_minutes, seed)
-                minutes = (time.perf_counter() - start) / 60
-                rows.append(Row(pattern, way, *measured(model, data), minutes, share))
-                print(json.dumps(asdict(rows[-1])), flush=True)
-                if out is not None:
-                    out.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    print(table(rows))
+
+        def train(way: str, pattern: str) -> tuple[Model, float | None]:
+            return by_training(weights, way, pattern, rate, labelled, epochs)
+
+        def repair(way: str, pattern: str) -> Model:
+            return by_repair(path, way, pattern, rate, data, distill_minutes, seed)
+
+        compare(rows, patterns.split(","), ways.split(","), train, repair, data, out)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
 """samples/classification/keras_cnn: the three scripts, one after the other."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 from keras_nets import QUIET, images, keras
+from samples_run import run_sample
 
 import onnxdrp
 from onnxdrp.keras.pruner import wrappers
 
 pytestmark = QUIET
-FOLDER = Path(__file__).parents[1] / "samples" / "classification" / "keras_cnn"
 
 
 @pytest.mark.slow
@@ -26,25 +23,16 @@ def test_the_scripts_write_files_of_the_rate_asked_for(tmp_path):
     x, y = images(160, side=32)
     x = np.clip(128 + 40 * x, 0, 255).astype(np.uint8)
     np.savez(tmp_path / "images.npz", x=x, y=y)
-    path = os.pathsep.join([str(FOLDER.parents[2]), os.environ.get("PYTHONPATH", "")])
+    script = partial(run_sample, "keras_cnn")
 
-    def script(name, *options):
-        command = [sys.executable, str(FOLDER / f"{name}.py"), "--data", "images.npz", *options]
-        done = subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
-    out = script("train", "--max_epochs", "2", "--lr", "0.002")
+    out = script("train", tmp_path, "--max_epochs", "2", "--lr", "0.002")
     assert "accuracy on 32 test images" in out
     for kind, options in (
         ("oneshot", ()),
         ("gradual", ("--pretrained_weight", "pretrained_cnn.keras")),
     ):
         rate = ("--pruning_rate", "0.6", "--max_epochs", "3")
-        out = script(f"retrain_with_{kind}_pruning", *rate, *options)
+        out = script(f"retrain_with_{kind}_pruning", tmp_path, *rate, *options)
         assert out.count("accuracy on 32 test images") == 2
         rows = onnxdrp.info(tmp_path / f"{kind}_pruned_cnn.onnx").layers
         assert [row.sparsity for row in rows] == pytest.approx([0, 0.6, 0.6, 0.6, 0], abs=2e-3)

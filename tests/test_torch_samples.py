@@ -1,36 +1,23 @@
 """samples/classification/pytorch_mobilenetv2: the three scripts, one after the other."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
+from samples_run import run_sample
 from torch_nets import torch
 
 import onnxdrp
 from onnxdrp import demo
-
-FOLDER = Path(__file__).parents[1] / "samples" / "classification" / "pytorch_mobilenetv2"
 
 
 @pytest.mark.slow
 def test_the_scripts_write_files_of_the_rate_asked_for(tmp_path):
     with np.load(demo.TEST) as file:
         np.savez(tmp_path / "images.npz", x=file["x"][:160], y=file["y"][:160])
-    path = os.pathsep.join([str(FOLDER.parents[2]), os.environ.get("PYTHONPATH", "")])
+    script = partial(run_sample, "pytorch_mobilenetv2")
 
-    def script(name, *options):
-        command = [sys.executable, str(FOLDER / f"{name}.py"), "--data", "images.npz", *options]
-        done = subprocess.run(
-            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True,
-            text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
-    out = script("train", "--max_epochs", "1", "--lr", "0.02")
+    out = script("train", tmp_path, "--max_epochs", "1", "--lr", "0.02")
     assert "accuracy on 32 test images" in out
     before = onnxdrp.info(tmp_path / "pretrained_mobilenetv2.onnx")
     assert before.sparsity < 1e-4
@@ -40,7 +27,7 @@ def test_the_scripts_write_files_of_the_rate_asked_for(tmp_path):
         ("gradual", ("--pretrained_weight", "pretrained_mobilenetv2.pth")),
     ):
         rate = ("--pruning_rate", "0.6", "--max_epochs", "2")
-        out = script(f"retrain_with_{kind}_pruning", *rate, *options)
+        out = script(f"retrain_with_{kind}_pruning", tmp_path, *rate, *options)
         assert out.count("accuracy on 32 test images") == 2
         after = onnxdrp.info(tmp_path / f"{kind}_pruned_mobilenetv2.onnx")
         rows = {row.name: row for row in after.layers}

@@ -5,8 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from torch.nn.utils import prune
-from torch_nets import Residual, batches, nn, seeded, torch
+from torch_nets import Residual, batches, nn, prune, seeded, torch
 
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.masks import Mask

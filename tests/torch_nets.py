@@ -5,8 +5,19 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install onnxdrp[torch]")
 
 from torch import nn  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 
-__all__ = ["Branches", "Manual", "Residual", "batches", "seeded", "train_steps"]
+__all__ = [
+    "Branches",
+    "Manual",
+    "Residual",
+    "batches",
+    "nn",
+    "prune",
+    "seeded",
+    "torch",
+    "train_steps",
+]
 
 
 class Manual(nn.Module):

@@ -1,10 +1,11 @@
 """The same as training.py with the CNN of samples/classification/keras_cnn, in Keras.
 
 The float network is trained here first, for --float-epochs; it takes NHWC pixels / 255. Retraining
-is Adam with a tenth of that training's learning rate. Needs torch as well, for training.py.
+is Adam, too, with a learning rate of --lr (that of the float training is 0.001). Needs torch as
+well, for training.py.
 
 Run: python benchmarks/training_keras.py --data FASHION_MNIST_FOLDER [--float-epochs 6]
-         [--epochs 3] [--rate 0.7] [--patterns flex-nm,block] [--ways refit,one-shot]
+         [--epochs 3] [--lr 0.0001] [--rate 0.7] [--patterns flex-nm,block] [--ways refit,one-shot]
          [--images 1000] [--distill-minutes 2] [--out FILE.json]
 The folder has the four `*-ubyte.gz` files (Debian's package dataset-fashion-mnist).
 """
@@ -78,13 +79,19 @@ def fitted(model: Any, data: Any, epochs: int, rate: float, callbacks: list[Any]
 
 
 def by_training(
-    weights: list[np.ndarray], way: str, pattern: str, rate: float, data: Any, epochs: int
+    weights: list[np.ndarray],
+    way: str,
+    pattern: str,
+    rate: float,
+    data: Any,
+    epochs: int,
+    lr: float,
 ) -> tuple[Model, float | None]:
     """Retrain, and export; the share of the callback in the time of the training."""
     model = cnn((32, 32, 3), 10)
     model.set_weights(weights)
     if way == "dense":
-        fitted(model, data, epochs, LEARNING_RATE / 10, [])
+        fitted(model, data, epochs, lr, [])
         return saved(model), None
     per_epoch = -(-len(data[1]) // BATCH)
     gradual = {
@@ -96,7 +103,7 @@ def by_training(
     pruner = Pruner(model, names, final_pr=rate, pattern=pattern, **options)
     pruned, callback = pruner.get_pruning_model(), Clocked()
     held = masks(pruned)
-    seconds = fitted(pruned, data, epochs, LEARNING_RATE / 10, [callback])
+    seconds = fitted(pruned, data, epochs, lr, [callback])
     if way == "one-shot" and masks(pruned) != held:
         raise SystemExit("a mask has changed by training")
     if not pruner.is_finished:
@@ -113,6 +120,7 @@ def saved(model: Any) -> Model:
 @click.option("--data", "folder", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--float-epochs", default=6)
 @click.option("--epochs", default=3)
+@click.option("--lr", default=LEARNING_RATE / 10)
 @click.option("--rate", default=0.7)
 @click.option("--patterns", default="flex-nm,block")
 @click.option("--ways", default=",".join(WAYS))
@@ -124,6 +132,7 @@ def main(
     folder: Path,
     float_epochs: int,
     epochs: int,
+    lr: float,
     rate: float,
     patterns: str,
     ways: str,
@@ -144,7 +153,7 @@ def main(
         rows = [Row("-", "float", *measured(onnxdrp.load(path), data), seconds / 60)]
 
         def train(way: str, pattern: str) -> tuple[Model, float | None]:
-            return by_training(weights, way, pattern, rate, labelled, epochs)
+            return by_training(weights, way, pattern, rate, labelled, epochs, lr)
 
         def repair(way: str, pattern: str) -> Model:
             return by_repair(path, way, pattern, rate, data, distill_minutes, seed)

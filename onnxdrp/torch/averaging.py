@@ -12,8 +12,8 @@ import math
 import torch
 from torch import nn
 
-from onnxdrp.torch.masking import copy_masks, deepcopy_model, is_held, refresh
-from onnxdrp.torch.tracing import layers_of, plain
+from onnxdrp.torch.masking import copy_masks, deepcopy_model, held_layers, refresh
+from onnxdrp.torch.tracing import plain
 
 __all__ = ["PrunedModelEMA"]
 
@@ -50,6 +50,5 @@ class PrunedModelEMA:
                     value.copy_(new[name])
                 elif not name.endswith("weight_mask"):
                     value.lerp_(new[name].to(value), 1 - decay)
-        for module in layers_of(self.ema).values():
-            if is_held(module):
-                refresh(module)
+        for module in held_layers(self.ema).values():
+            refresh(module)

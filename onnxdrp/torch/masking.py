@@ -28,11 +28,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from onnxdrp.errors import ModelError, OptionError
 from onnxdrp.masks import Mask
 from onnxdrp.torch.tracing import layers_of, plain
+from onnxdrp.training.asked import check_names
 
 __all__ = [
     "copy_masks",
     "deepcopy_model",
     "finalize",
+    "held_layers",
     "hold",
     "is_held",
     "keep_array",
@@ -51,6 +53,11 @@ def is_held(module: nn.Module) -> bool:
     """Whether the module's weight has a mask; not if somebody has put another weight there."""
     names = module._parameters.keys()
     return _ORIG in names and _MASK in module._buffers and "weight" not in names
+
+
+def held_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """{name: layer} of all that have a mask."""
+    return {name: module for name, module in layers_of(model).items() if is_held(module)}
 
 
 def parameter(module: nn.Module) -> nn.Parameter:
@@ -111,7 +118,7 @@ def hold(module: nn.Module, keep: npt.NDArray[np.bool_] | None = None) -> None:
 
 def masks(model: nn.Module) -> dict[str, Mask]:
     """{layer: mask} of all that have one."""
-    return {name: Mask(keep_array(m)) for name, m in layers_of(model).items() if is_held(m)}
+    return {name: Mask(keep_array(module)) for name, module in held_layers(model).items()}
 
 
 def set_masks(model: nn.Module, found: Mapping[str, Mask]) -> None:
@@ -125,9 +132,8 @@ def set_masks(model: nn.Module, found: Mapping[str, Mask]) -> None:
         OptionError: a name that the model has no layer of, or a mask of another shape.
     """
     modules = layers_of(model)
+    check_names(list(found), modules, "Conv2d or Linear")
     for name, mask in found.items():
-        if name not in modules:
-            raise OptionError(f"the model has no Conv2d or Linear called {name!r}")
         mask.check_fits(tuple(parameter(modules[name]).shape), f"the weight of {name!r}")
         hold(modules[name], mask.keep)
 
@@ -142,15 +148,13 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
     Raises:
         OptionError: the target lacks a layer that has a mask.
     """
-    modules = layers_of(target)
-    for name, module in layers_of(source).items():
-        if is_held(module):
-            if name not in modules:
-                raise OptionError(f"the model has no Conv2d or Linear called {name!r}")
-            hold(modules[name])
-            with torch.no_grad():
-                modules[name]._buffers[_MASK].copy_(module._buffers[_MASK])
-            refresh(modules[name])
+    modules, held = layers_of(target), held_layers(source)
+    check_names(list(held), modules, "Conv2d or Linear")
+    for name, module in held.items():
+        hold(modules[name])
+        with torch.no_grad():
+            modules[name]._buffers[_MASK].copy_(module._buffers[_MASK])
+        refresh(modules[name])
 
 
 def finalize(model: nn.Module) -> nn.Module:
@@ -162,12 +166,11 @@ def finalize(model: nn.Module) -> nn.Module:
     Returns:
         The model.
     """
-    for module in layers_of(model).values():
-        if is_held(module):
-            with torch.no_grad():
-                parameter(module).masked_fill_(module._buffers[_MASK] == 0, 0)
-            prune.remove(module, "weight")
-            _unhook(module)
+    for module in held_layers(model).values():
+        with torch.no_grad():
+            parameter(module).masked_fill_(module._buffers[_MASK] == 0, 0)
+        prune.remove(module, "weight")
+        _unhook(module)
     return model
 
 
@@ -220,9 +223,8 @@ def load_pruned_state_dict(
         raise OptionError(
             f"the weights do not fit the model: {' '.join(str(error).split())}"
         ) from error
-    for module in layers_of(model).values():
-        if is_held(module):
-            refresh(module)
+    for module in held_layers(model).values():
+        refresh(module)
 
 
 def refresh(module: nn.Module) -> None:
